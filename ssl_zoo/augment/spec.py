@@ -1,0 +1,90 @@
+"""What a view is, independent of the engine that makes it. No torch here, so a bad value is refused at once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ssl_zoo.errors import UserError
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+@dataclass(frozen=True)
+class View:
+    """One view: random resized crop, flip, colour jitter, grayscale, blur, solarize, in this order.
+
+    size and blur_kernel in pixels, scale as shares of the image's area, ratio as width / height, blur_sigma in pixels,
+    solarize_threshold on [0, 1], probabilities on [0, 1], jitter amplitudes as in torchvision's ColorJitter.
+    """
+
+    size: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    interpolation: str
+    flip: float
+    jitter_p: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    gray: float
+    blur_p: float
+    blur_kernel: int
+    blur_sigma: tuple[float, float]
+    solarize_p: float
+    solarize_threshold: float
+
+
+def pick(value: Any, size: int) -> Any:
+    """A value, or the entry of a table by view size: that of the largest size not above `size`, else of the smallest."""
+    if not isinstance(value, Mapping):
+        return value
+    return value[max((k for k in value if k <= size), default=min(value))]
+
+
+def resolve(view: Mapping[str, Any], image_size: int, name: str = "view1") -> View:
+    """The view that conf/augment/view describes, for images of `image_size` pixels. Raises UserError for a value out of range."""
+    size = view["size"] or image_size
+
+    def get(*path: str, low: float = 0.0, high: float = 1.0) -> float:
+        value: Any = view
+        for part in path:
+            value = value[part]
+        value = pick(value, size)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise UserError(f"augment.{name}.{'.'.join(path)}={value} does not work: it takes a number from {low:g} to {high:g}.")
+        return value
+
+    def span(*path: str, low: float, high: float) -> tuple[float, float]:
+        value = pick(view[path[0]][path[1]], size)
+        if not (len(value) == 2 and low <= value[0] <= value[1] <= high):
+            raise UserError(f"augment.{name}.{'.'.join(path)}={list(value)} does not work: it takes [a, b] with {low:g} <= a <= b <= {high:g}.")
+        return float(value[0]), float(value[1])
+
+    interpolation = pick(view["crop"]["interpolation"], size)
+    if interpolation not in INTERPOLATIONS:
+        raise UserError(f"augment.{name}.crop.interpolation={interpolation} does not work: it takes {' or '.join(INTERPOLATIONS)}.")
+    s = get("jitter", "strength", high=10.0)
+    return View(
+        size=int(size),
+        scale=span("crop", "scale", low=1e-4, high=1.0),
+        ratio=span("crop", "ratio", low=0.05, high=20.0),
+        interpolation=interpolation,
+        flip=get("flip"),
+        jitter_p=get("jitter", "p"),
+        brightness=s * get("jitter", "brightness"),
+        contrast=s * get("jitter", "contrast"),
+        saturation=s * get("jitter", "saturation"),
+        hue=min(0.5, s * get("jitter", "hue", high=0.5)),
+        gray=get("gray"),
+        blur_p=get("blur", "p"),
+        blur_kernel=max(3, int(get("blur", "kernel") * size) // 2 * 2 + 1),
+        blur_sigma=span("blur", "sigma", low=0.01, high=50.0),
+        solarize_p=get("solarize", "p"),
+        solarize_threshold=get("solarize", "threshold"),
+    )
+
+
+def resolve_all(augment: Mapping[str, Any], image_size: int) -> list[View]:
+    """The views of conf/augment in the order view1, view2, ..."""
+    return [resolve(augment[k], image_size, k) for k in sorted(augment) if k.startswith("view") and augment[k]]

@@ -1,0 +1,1 @@
+"""What watches a run: evaluation, health, progress, checkpoints."""

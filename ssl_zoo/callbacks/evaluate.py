@@ -1,0 +1,166 @@
+"""kNN, linear probe and collapse health while a method trains. Reads features; never adds to the loss."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from ssl_zoo.callbacks.probe import OnlineProbe
+from ssl_zoo.collapse.health import measure, verdict
+from ssl_zoo.data.images import Images
+from ssl_zoo.distributed import fold_seed
+from ssl_zoo.evaluation.features import centre, eval_mode, extract, raw_pixels
+from ssl_zoo.evaluation.knn import accuracy, nearest
+from ssl_zoo.evaluation.protocol import knn_top1, labelled_pair, linear
+
+SAMPLE = 2048  # images in the health numbers and the feature map
+
+
+@dataclass
+class Judge:
+    """Evaluates one backbone on one pair of splits. mean, std: the normalisation of the method's views."""
+
+    train: Images
+    test: Images
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    options: dict[str, Any]
+    seed: int = 0
+
+    def features(self, backbone: torch.nn.Module, images: Images, device: torch.device) -> Tensor:
+        return extract(backbone, images.pixels, images.image_size, self.mean, self.std, device, self.options["batch_size"])
+
+    def bank(self) -> Images:
+        """The part of train that serves as bank while training."""
+        return self.train.head(min(self.options["bank"], len(self.train)))
+
+
+class Evaluate(Callback):
+    """Every `every_n_epochs`: eval/knn_top1, eval/online_linear_top1, health/*. At the end `final` holds the results on all of
+    train, and the figures' data is written to `figures`.
+    """
+
+    def __init__(self, judge: Judge, figures: Path, probe: OnlineProbe | None) -> None:
+        self.judge, self.figures, self.probe = judge, figures, probe
+        self.unlabelled = labelled_pair(judge.train, judge.test)
+        self.baselines: dict[str, dict[str, float]] = {}
+        self.history: list[dict[str, float]] = []
+        self.final: dict[str, float] = {}
+        self.health: dict[str, float] = {}
+        self.verdict = ""
+        self.seconds = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"baselines": self.baselines, "history": self.history, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.baselines, self.history, self.seconds = state["baselines"], list(state["history"]), state["seconds"]
+
+    # ------------------------------------------------------------------------------------ before
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.unlabelled or self.baselines or not self.judge.options["baselines"]:
+            return
+        start = time.perf_counter()
+        j, knn = self.judge, self.judge.options["knn"]
+        if trainer.global_step == 0:
+            bank, queries = (j.features(module.evaluated, images, module.device) for images in (j.train, j.test))
+            self.baselines["untrained"] = {"knn_top1": knn_top1(bank, j.train, queries, j.test, knn)}
+        bank, queries = (raw_pixels(i.pixels, i.image_size).to(module.device) for i in (j.bank(), j.test))
+        self.baselines["raw_pixels"] = {"knn_top1": knn_top1(bank, j.bank(), queries, j.test, knn)}
+        if j.options["linear"]["final"]:
+            self.baselines["raw_pixels"]["linear_top1"] = linear(bank, j.bank(), queries, j.test, j.options["linear"], j.seed)["top1"]
+        self.seconds += time.perf_counter() - start
+
+    # ------------------------------------------------------------------------------------ during
+    def due(self, trainer: L.Trainer) -> bool:
+        every, epochs = self.judge.options["every_n_epochs"], trainer.max_epochs or 1
+        every = max(1, epochs // 10) if every == "auto" else every
+        return (trainer.current_epoch + 1) % every == 0 and trainer.current_epoch + 1 < epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.due(trainer) and not trainer.should_stop:
+            module.log_dict(self.evaluate(module, self.judge.bank(), trainer.current_epoch + 1)[0])
+
+    def evaluate(self, module: L.LightningModule, train: Images, epoch: int) -> tuple[dict[str, float], Tensor | None, Tensor]:
+        """Metrics after `epoch` epochs with `train` as bank, and the features of bank (None without labels) and test."""
+        start = time.perf_counter()
+        j = self.judge
+        queries = j.features(module.evaluated, j.test, module.device)
+        bank, metrics = None, {}
+        if self.unlabelled is None:
+            bank = j.features(module.evaluated, train, module.device)
+            metrics["eval/knn_top1"] = knn_top1(bank, train, queries, j.test, j.options["knn"])
+            if self.probe is not None:
+                known = j.test.labelled.to(queries.device)
+                metrics["eval/online_linear_top1"] = accuracy(self.probe.scores(queries[known]), j.test.labels[j.test.labelled])
+        self.health = measure(queries[:SAMPLE], *self.view_features(module))
+        metrics.update({f"health/{k}": v for k, v in self.health.items()})
+        self.history.append({"epoch": epoch, **metrics})
+        self.verdict = verdict(self.health["feature_std"], self.health["effective_rank"], queries.shape[1], min(len(queries), SAMPLE))
+        self.seconds += time.perf_counter() - start
+        return metrics, bank, queries
+
+    @torch.no_grad()
+    def view_features(self, module: L.LightningModule) -> tuple[Tensor, Tensor]:
+        """Features of two views of some test images, drawn the same at every evaluation."""
+        pixels = self.judge.test.pixels[:512].to(module.device)
+        views = module.augment(pixels, fold_seed("health", self.judge.seed))
+        with eval_mode(module.evaluated):
+            h1, h2 = (module.evaluated(v).float() for v in (views[0], views[-1]))
+        return h1, h2
+
+    # ------------------------------------------------------------------------------------ after
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.interrupted or any(getattr(c, "stopped", False) for c in trainer.callbacks):
+            return
+        j = self.judge
+        metrics, bank, queries = self.evaluate(module, j.train, trainer.current_epoch)
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": trainer.current_epoch, **metrics}, step=trainer.global_step)
+        start = time.perf_counter()
+        last = self.history[-1]
+        self.final = {"epoch": last["epoch"]}
+        for key in ("knn_top1", "online_linear_top1"):
+            if f"eval/{key}" in last:
+                self.final[key] = last[f"eval/{key}"]
+        if bank is not None and j.options["linear"]["final"]:
+            found = linear(bank, j.train, queries, j.test, j.options["linear"], j.seed)
+            self.final |= {"linear_top1": found["top1"], "linear_top5": found["top5"], "linear_l2": found["l2"]}
+        if trainer.is_global_zero:
+            self.save_figures(module, bank, queries)
+        self.seconds += time.perf_counter() - start
+
+    def save_figures(self, module: L.LightningModule, bank: Tensor | None, queries: Tensor) -> None:
+        """What the report draws: views of some images, a map of the features, nearest neighbours."""
+        j = self.judge
+        self.figures.mkdir(parents=True, exist_ok=True)
+        some = j.test.pixels[:8].to(module.device)
+        views = module.augment(some, fold_seed("figure", j.seed)) + module.augment(some, fold_seed("figure", j.seed, 1))
+        mean, std = (torch.tensor(v, device=module.device).view(1, 3, 1, 1) for v in (j.mean, j.std))
+        shown = [((v * std + mean).clamp(0, 1) * 255).byte().cpu().numpy() for v in views]
+        centred = queries[:SAMPLE] - queries[:SAMPLE].mean(0)
+        _, _, v = torch.linalg.svd(centred.float(), full_matrices=False)
+        pool, images = (bank, j.train) if bank is not None else (queries, j.test)
+        index = nearest(pool, queries[8:18], 9)[1].cpu()
+        index = index[:, :8] if bank is not None else index[:, 1:]  # without a bank the first is the query itself
+        size = j.test.image_size
+        small = {"queries": centre(j.test.pixels[8:18], size), "neighbours": centre(images.pixels[index.flatten()], size)}
+        labels = {} if j.test.labels is None or images.labels is None else {
+            "labels": j.test.labels[:SAMPLE], "query_labels": j.test.labels[8:18], "neighbour_labels": images.labels[index]
+        }  # fmt: skip
+        np.savez_compressed(
+            self.figures / "data.npz",
+            originals=(centre(some, size) * 255).byte().cpu().numpy(),
+            views=np.stack([v for v in shown if v.shape == shown[0].shape], 1),
+            map=(centred @ v[:2].T).cpu().numpy(),
+            index=index.numpy(),
+            classes=np.array(j.test.classes or [], dtype=str),
+            **{k: (x * 255).byte().cpu().numpy() for k, x in small.items()},
+            **{k: x.cpu().numpy() for k, x in labels.items()},
+        )

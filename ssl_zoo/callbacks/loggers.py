@@ -1,0 +1,35 @@
+"""The loggers that conf/logger names; metrics.csv is always written."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+
+from ssl_zoo.callbacks.csv_log import CSVLog
+from ssl_zoo.errors import UserError
+
+
+def build_loggers(config: dict[str, Any], run: Path) -> list[Logger]:
+    """metrics.csv, and TensorBoard or Weights & Biases where config["name"] asks for it."""
+    loggers: list[Logger] = [CSVLog(run)]
+    if config["name"] == "tensorboard":
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        try:
+            loggers.append(TensorBoardLogger(run, name="", version="tensorboard"))
+        except ModuleNotFoundError as e:
+            raise UserError("logger=tensorboard needs the package tensorboard: pip install 'ssl-zoo[tensorboard]'.") from e
+    if config["name"] == "wandb":
+        from lightning.pytorch.loggers import WandbLogger
+
+        offline = not os.environ.get("WANDB_API_KEY") if config["offline"] == "auto" else bool(config["offline"])
+        os.environ.setdefault("WANDB_SILENT", "true")
+        loggers.append(WandbLogger(project=config["project"], save_dir=str(run), offline=offline, name=run.parent.name))
+    return loggers
+
+
+def sync_command(run: Path) -> str | None:
+    """What uploads an offline wandb run, or None."""
+    offline = sorted((run / "wandb").glob("offline-run-*"))
+    return f"wandb sync {offline[-1]}" if offline else None

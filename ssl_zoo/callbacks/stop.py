@@ -1,0 +1,44 @@
+"""Ctrl-C and SIGTERM end a run after the current step, with everything saved."""
+
+import signal
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import Callback
+
+
+class Stop(Callback):
+    """On the first signal: finish the step, write `checkpoint`, leave. On the second: leave at once. One device only; under DDP
+    the ranks would stop at different steps.
+    """
+
+    def __init__(self, checkpoint: str) -> None:
+        self.checkpoint, self.asked, self.stopped = checkpoint, False, False
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.world_size > 1:
+            return
+        try:
+            self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: signals stay the caller's
+            self._before = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._restore()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
+        if self.asked and not self.stopped:
+            self.stopped = True
+            trainer.save_checkpoint(self.checkpoint)
+            trainer.should_stop = True
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

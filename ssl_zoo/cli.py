@@ -1,0 +1,290 @@
+"""The `ssl-zoo` command. Everything that can be wrong with a command is said here, before torch is imported."""
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ssl_zoo import __version__
+from ssl_zoo.errors import UserError
+
+VERBS = {
+    "pretrain": "train a backbone without labels (the default verb)",
+    "eval": "judge a run: ssl-zoo eval run=runs/... protocol=knn|linear",
+    "resume": "continue a run: ssl-zoo resume run=runs/... [epochs=200]",
+    "preview": "a picture of augmented views: ssl-zoo preview method=simclr dataset=folder dataset.path=...",
+    "report": "write report.html of a run anew: ssl-zoo report run=runs/...",
+    "list": "what there is: ssl-zoo list [methods|backbones|datasets|...]",
+}
+GROUPS = ("method", "backbone", "dataset", "augment", "optimizer", "trainer", "logger", "evaluation", "recipe", "experiment")
+HELP = """ssl-zoo {version} - self-supervised pretraining of vision backbones
+
+usage: ssl-zoo [verb] [key=value ...] [options]
+
+verbs
+{verbs}
+
+what a run is composed of (ssl-zoo list <group> tells more)
+{groups}
+
+often changed
+  epochs=100  batch_size=256  seed=0  optimizer.base_lr=0.06  trainer.devices=1  data.subset=10000  run=runs/mine
+
+options
+  --cfg job            print the composed config and stop
+  -m, --multirun       one run for each combination of comma-separated values
+  --config-dir DIR     more configs: DIR/method/mine.yaml makes method=mine
+  -h, --help           this page
+  --version            the version
+
+examples
+  ssl-zoo                                                  SimCLR, a tiny backbone, rendered shapes: minutes on a laptop
+  ssl-zoo method=simclr backbone=resnet18 dataset=cifar10
+  ssl-zoo backbone=vit_s dataset=folder dataset.path=photos trainer.devices=8
+  ssl-zoo -m method=simclr backbone=resnet18,vit_s seed=0,1
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; exits with 0, with 2 after a sentence on bad input, with 130 after Ctrl-C, with 1 when a job of many failed."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        code = run(argv)
+    except UserError as e:
+        print(f"ssl-zoo: {e}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt as e:
+        print(f"\n{e}" if str(e) else "\nssl-zoo: stopped", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        code = 0
+    sys.exit(code)
+
+
+def run(argv: list[str]) -> int:
+    options, words = split_options(argv)
+    verb = words.pop(0) if words and "=" not in words[0] and words[0][0] not in "+~" else "pretrain"
+    if verb not in VERBS:
+        from ssl_zoo.config import nearest
+
+        hint = nearest(verb, VERBS)
+        raise UserError(f"There is no verb '{verb}'; " + (f"did you mean '{hint}'?" if hint else f"choose one of: {', '.join(VERBS)}."))
+    if "help" in options:
+        print(help_page())
+        return 0
+    if "version" in options:
+        print(f"ssl-zoo {__version__}")
+        return 0
+    if "multirun" in options:
+        if verb != "pretrain":
+            raise UserError(f"-m works with pretrain only, not with {verb}.")
+        return multirun(words, options.get("config-dir"))
+    handlers: dict[str, Callable[[list[str], dict[str, str]], int]] = {
+        "pretrain": do_pretrain,
+        "eval": do_eval,
+        "resume": do_resume,
+        "preview": do_preview,
+        "report": do_report,
+        "list": do_list,
+    }
+    return handlers[verb](words, options)
+
+
+def split_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Options ({name: value}) and the other words."""
+    options: dict[str, str] = {}
+    words: list[str] = []
+    short = {"-h": "--help", "-m": "--multirun", "-c": "--cfg"}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            words.append(word)
+            continue
+        name, _, value = short.get(word, word).partition("=")
+        if name in ("--help", "--version", "--multirun"):
+            options[name[2:]] = ""
+        elif name in ("--cfg", "--config-dir"):
+            if not value and (not rest or "=" in rest[0] or rest[0].startswith("-")):
+                raise UserError(f"{name} needs a value: {'--cfg job' if name == '--cfg' else '--config-dir FOLDER'}.")
+            options[name[2:]] = value or rest.pop(0)
+        else:
+            from ssl_zoo.config import unknown
+
+            raise unknown("option", word, ["--help", "--version", "--multirun", "--cfg", "--config-dir", "-m", "-h"])
+    if options.get("cfg", "job") != "job":
+        raise UserError("--cfg takes the word job: ssl-zoo ... --cfg job prints the composed config.")
+    return options, words
+
+
+def help_page() -> str:
+    from ssl_zoo.config import choice_names
+
+    groups = {g: ", ".join(choice_names(g)) for g in GROUPS}
+    return HELP.format(
+        version=__version__,
+        verbs="\n".join(f"  {v:10} {what}" for v, what in VERBS.items()),
+        groups="\n".join(f"  {g + '=':12} {names}" for g, names in groups.items() if names),
+    ).rstrip()
+
+
+def command_line(words: list[str], verb: str = "") -> str:
+    return shlex.join(["ssl-zoo", *([verb] if verb else []), *words])
+
+
+def config_dirs(options: dict[str, str]) -> list[str]:
+    return [options["config-dir"]] if "config-dir" in options else []
+
+
+# ---------------------------------------------------------------------------------------------- verbs
+def do_pretrain(words: list[str], options: dict[str, str]) -> int:
+    from ssl_zoo.config import compose, run_name
+
+    config = compose("train", words, config_dirs(options))
+    if "cfg" in options:
+        return show(config)
+    name = run_name(words, config_dirs(options))
+    if config.run and (Path(config.run) / "config.yaml").exists():
+        raise UserError(f"run={config.run} already holds a run: choose another folder, or continue it with ssl-zoo resume run={config.run}.")
+    from ssl_zoo.train import pretrain
+
+    return finish(pretrain(config, name, command_line(words)))
+
+
+def do_resume(words: list[str], options: dict[str, str]) -> int:
+    from ssl_zoo.config import load_run
+
+    run, words = take_run(words, "resume")
+    config = load_run(str(run), words)
+    if "cfg" in options:
+        return show(config)
+    if not (run / "checkpoints" / "last.ckpt").is_file():
+        raise UserError(f"{run}/checkpoints/last.ckpt is missing, so there is nothing to continue: start the run again.")
+    from ssl_zoo.train import pretrain
+
+    return finish(pretrain(config, run.resolve().parent.name, command_line([f"run={run}", *words], "resume"), resume=run))
+
+
+def do_eval(words: list[str], options: dict[str, str]) -> int:
+    from ssl_zoo.config import compose, load_run
+
+    config = compose("eval", words, config_dirs(options))
+    if "cfg" in options:
+        return show(config)
+    trained = load_run(config.run)
+    if not (Path(config.run) / "backbone.safetensors").is_file():
+        raise UserError(f"{config.run} has no backbone.safetensors yet: let the run finish, or continue it with ssl-zoo resume run={config.run}.")
+    from ssl_zoo.verbs import evaluate_run
+
+    for key, value in evaluate_run(config, trained).items():
+        print(f"{key:16} {value:.2f}" if isinstance(value, float) and key.endswith(("top1", "top5")) else f"{key:16} {value}")
+    return 0
+
+
+def do_preview(words: list[str], options: dict[str, str]) -> int:
+    from ssl_zoo.config import compose
+
+    config = compose("preview", words, config_dirs(options))
+    if "cfg" in options:
+        return show(config)
+    from ssl_zoo.verbs import preview
+
+    print(preview(config))
+    return 0
+
+
+def do_report(words: list[str], options: dict[str, str]) -> int:
+    run, words = take_run(words, "report")
+    if words:
+        raise UserError(f"report takes run=... only, not '{words[0]}'.")
+    if not (run / "summary.json").is_file():
+        raise UserError(f"run={run} has no summary.json: let the run finish first.")
+    from ssl_zoo.reports.html import write_report
+
+    print(write_report(run))
+    return 0
+
+
+def do_list(words: list[str], options: dict[str, str]) -> int:
+    from ssl_zoo.config import choice_names, unknown
+
+    if len(words) > 1:
+        raise UserError(f"list takes one group, not '{' '.join(words)}'.")
+    plural = {(f"{g[:-1]}ies" if g.endswith("y") else f"{g}s"): g for g in GROUPS}
+    if words and words[0] not in plural and words[0] not in GROUPS:
+        raise unknown("group", words[0], plural)
+    for group in [plural.get(words[0], words[0])] if words else ("method", "backbone", "dataset"):
+        print(f"{group}=")
+        for name, what in choice_names(group).items():
+            print(f"  {name:14} {what}")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------- helpers
+def show(config: object) -> int:
+    from omegaconf import OmegaConf
+
+    print(OmegaConf.to_yaml(config), end="")
+    return 0
+
+
+def take_run(words: list[str], verb: str) -> tuple[Path, list[str]]:
+    """The folder of run=... and the other words."""
+    runs = [w.partition("=")[2] for w in words if w.startswith("run=")]
+    if len(runs) != 1 or not runs[0]:
+        raise UserError(f"{verb} needs one run folder: ssl-zoo {verb} run=runs/<name>/<time>.")
+    if not Path(runs[0]).is_dir():
+        raise UserError(f"run={runs[0]} is not a folder.")
+    return Path(runs[0]), [w for w in words if not w.startswith("run=")]
+
+
+def finish(summary: dict) -> int:
+    """Draw the report and print the six-line table; on ranks above 0 there is nothing to print."""
+    if not summary:
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    from ssl_zoo.reports.html import table, write_report
+
+    run = Path(summary["run"])
+    write_report(run)
+    grid = Table.grid(padding=(0, 3))
+    for key, value in table(summary, run):
+        grid.add_row(f"[bold]{key}[/bold]", value)
+    Console(highlight=False, soft_wrap=True).print(grid)
+    if summary.get("sync"):
+        print(f"upload with: {summary['sync']}")
+    return 0
+
+
+def multirun(words: list[str], config_dir: str | None) -> int:
+    """One process and one run folder per job, one after the other; a job that fails does not stop the others."""
+    from ssl_zoo.config import compose, expand, run_name
+
+    dirs = [config_dir] if config_dir else []
+    jobs = expand(words, dirs)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    commands = []
+    for number, job in enumerate(jobs):  # every job's config is checked before the first one starts
+        config = compose("train", job, dirs)
+        if config.run and len(jobs) > 1:
+            raise UserError("run=... would be shared by all jobs of -m: use out=... instead.")
+        folder = config.run or str(Path(config.out) / run_name(job, dirs) / f"{stamp}_{number}")
+        extra = ["--config-dir", config_dir] if config_dir else []
+        commands.append([sys.executable, "-m", "ssl_zoo", "pretrain", *extra, *job, f"run={folder}"])
+    codes = []
+    for number, (job, command) in enumerate(zip(jobs, commands, strict=True), 1):
+        print(f"[{number}/{len(jobs)}] {command_line(job)}", flush=True)
+        codes.append(subprocess.run(command).returncode)
+        if codes[-1] == 130:
+            raise KeyboardInterrupt(f"Stopped in job {number} of {len(jobs)}.")
+    failed = [number for number, code in enumerate(codes, 1) if code]
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs finished" + (f"; failed: {', '.join(map(str, failed))}" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What keeps a method from collapsing, and what notices when it does."""

@@ -1,0 +1,54 @@
+"""Numbers that show whether features have collapsed, and a verdict in words."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def feature_std(h: Tensor) -> float:
+    """Mean over dimensions of the standard deviation of unit features, times sqrt(D): about 1 when spread out, 0 when constant.
+
+    h: [N, D]. (SimSiam, section 4.1.)
+    """
+    return float(F.normalize(h.float(), dim=-1).std(0).mean() * h.shape[1] ** 0.5)
+
+
+def effective_rank(h: Tensor) -> float:
+    """exp of the entropy of the normalised singular values of centred features [N, D]; from 1 to min(N, D). (Roy & Vetterli 2007.)"""
+    s = torch.linalg.svdvals((h - h.mean(0)).float())
+    p = s / s.sum().clamp_min(1e-12)
+    return float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))
+
+
+def alignment(h1: Tensor, h2: Tensor) -> float:
+    """Mean squared distance between unit features of two views of the same images, [N, D] each; 0 to 4. (Wang & Isola 2020, eq. 1.)"""
+    return float((F.normalize(h1.float(), dim=-1) - F.normalize(h2.float(), dim=-1)).square().sum(-1).mean())
+
+
+def uniformity(h: Tensor) -> float:
+    """log mean exp(-2 d^2) over pairs of unit features [N, D]; 0 when constant, about -4 on a sphere. (Wang & Isola 2020, eq. 2.)"""
+    if len(h) < 2:
+        return 0.0
+    d2 = torch.pdist(F.normalize(h.float(), dim=-1)).square()
+    return float((-2 * d2).exp().mean().clamp_min(1e-30).log())
+
+
+def measure(h: Tensor, h1: Tensor, h2: Tensor) -> dict[str, float]:
+    """All of the above. h: [N, D] features of un-augmented images; h1, h2: [M, D] of two views of some of them."""
+    return {
+        "feature_std": feature_std(h),
+        "effective_rank": effective_rank(h),
+        "alignment": alignment(h1, h2),
+        "uniformity": uniformity(h),
+    }
+
+
+def verdict(std: float, rank: float, dim: int, samples: int) -> str:
+    """One sentence on the state of the features. std: `feature_std`; rank: `effective_rank` of `samples` features of width `dim`."""
+    if not std == std or not rank == rank:
+        return "Broken: the features are not numbers (NaN); lower the learning rate."
+    if std < 0.05:
+        return f"Collapsed: every image gets nearly the same features (spread {std:.3f}, healthy is near 1)."
+    if rank < max(2.0, 0.01 * min(dim, samples)):
+        return f"Dimensional collapse: the features use about {rank:.1f} of {dim} dimensions."
+    return f"Healthy: features are spread out ({std:.2f}, collapse is 0) and use about {rank:.0f} of {dim} dimensions."

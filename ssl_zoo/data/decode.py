@@ -1,0 +1,156 @@
+"""Encoded files to one uint8 array, decoded once and cached under the hash of their content."""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, ImageOps
+from torch import Tensor
+
+from ssl_zoo.errors import UserError
+
+log = logging.getLogger("ssl_zoo")
+VERSION = "1"  # part of the hash: raise it when decoding changes
+SMALL = 128  # images up to this size are kept as they are
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+def cache_dir(path: str | None = None) -> Path:
+    """Where decoded images are kept: `path`, else $SSL_ZOO_CACHE, else ~/.cache/ssl_zoo."""
+    return Path(path or os.environ.get("SSL_ZOO_CACHE") or Path.home() / ".cache" / "ssl_zoo").expanduser()
+
+
+def to_rgb(data: bytes) -> Image.Image:
+    """The first frame of an encoded image, upright, 8-bit RGB; transparency is laid on white, 16 bits are scaled."""
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if values.max() > 255 else 255.0
+        image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, canvas: int) -> np.ndarray:
+    """Resize the shorter side to `canvas` (bicubic) and crop the centre: uint8 [3, canvas, canvas]."""
+    if image.size != (canvas, canvas):
+        image = ImageOps.fit(image, (canvas, canvas), method=Image.Resampling.BICUBIC)
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def sizes(read: Sequence[Callable[[], bytes]]) -> tuple[int, int]:
+    """(size of a view, canvas) that suit these files: their own shorter side up to 128 px, else 224 cut from 256."""
+    found = []
+    for i in range(0, len(read), max(1, len(read) // 64)):
+        try:
+            found.append(min(Image.open(io.BytesIO(read[i]())).size))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue
+    if not found:
+        return 224, 256
+    typical = sorted(found)[len(found) // 2]
+    return (typical, typical) if typical <= SMALL else (224, 256)
+
+
+def canvas_for(image_size: int) -> int:
+    """Small views use the whole image; larger ones are cut from a canvas an eighth larger, as in Resize 256, crop 224."""
+    return image_size if image_size <= SMALL else round(image_size * 8 / 7)
+
+
+def decode(
+    names: Sequence[str], read: Sequence[Callable[[], bytes]], image_size: int | None, cache: Path
+) -> tuple[Tensor, list[int], list[str], int]:
+    """Decode files, or find them decoded. Returns (pixels uint8 [n, 3, S, S], indices that decoded [n], skipped, view size).
+
+    names: shown for files that cannot be read. read: one function per file that gives its bytes. Pixels are memory-mapped from
+    `cache`, written whole or not at all; two processes may decode at once.
+    """
+    view, canvas = sizes(read) if image_size is None else (image_size, canvas_for(image_size))
+    folder = cache / f"images-{_fingerprint(names, read, canvas)}"
+    if not _complete(folder):
+        _fill(folder, names, read, canvas)
+    meta = json.loads((folder / "meta.json").read_text())
+    for line in meta["skipped"][:20]:
+        log.warning("skipped %s", line)
+    if meta["skipped"]:
+        log.warning("%d of %d files could not be read and were skipped", len(meta["skipped"]), len(names))
+    if not meta["kept"]:
+        raise UserError(f"None of the {len(names)} files could be read as an image (the first: {meta['skipped'][0]}): check dataset.path.")
+    pixels = np.memmap(folder / "pixels.u8", dtype=np.uint8, mode="c", shape=(len(meta["kept"]), 3, canvas, canvas))
+    return torch.from_numpy(pixels), meta["kept"], meta["skipped"], view
+
+
+def _fingerprint(names: Sequence[str], read: Sequence[Callable[[], bytes]], canvas: int) -> str:
+    digest = hashlib.blake2b(f"{VERSION} {canvas} {len(names)}".encode(), digest_size=12)
+    with ThreadPoolExecutor() as pool:
+        for part in pool.map(_hash_of, read, chunksize=64):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _hash_of(read: Callable[[], bytes]) -> bytes:
+    try:
+        return hashlib.blake2b(read(), digest_size=16).digest()
+    except OSError:
+        return b"unreadable"
+
+
+def _complete(folder: Path) -> bool:
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        return (folder / "pixels.u8").stat().st_size == meta["bytes"]
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _decode_one(read: Callable[[], bytes], canvas: int) -> np.ndarray | str:
+    try:
+        data = read()
+        return fit(to_rgb(data), canvas) if data else "empty file"
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as e:
+        return str(e).split("<_io")[0].strip().splitlines()[0] or type(e).__name__
+
+
+def _fill(folder: Path, names: Sequence[str], read: Sequence[Callable[[], bytes]], canvas: int) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
+    except OSError as e:
+        raise UserError(f"Decoded images cannot be cached in {folder.parent} ({e.strerror}): set data.cache to a folder you can write.") from e
+    kept, skipped = [], []
+    try:
+        with ThreadPoolExecutor() as pool, open(part / "pixels.u8", "wb") as out:
+            for start in range(0, len(read), 1024):  # in slices, so that decoded images do not pile up in memory
+                some = range(start, min(start + 1024, len(read)))
+                for i, result in zip(some, pool.map(lambda i: _decode_one(read[i], canvas), some), strict=True):
+                    if isinstance(result, str):
+                        skipped.append(f"{names[i]}: {result}")
+                    else:
+                        kept.append(i)
+                        out.write(np.ascontiguousarray(result))
+            out.flush()
+            os.fsync(out.fileno())
+        size = len(kept) * 3 * canvas * canvas
+        (part / "meta.json").write_text(json.dumps({"kept": kept, "skipped": skipped, "bytes": size}))
+        if folder.exists() and not _complete(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+    except OSError as e:
+        if not _complete(folder):  # otherwise another process was first: use its files
+            raise UserError(f"Decoded images cannot be written to {folder} ({e.strerror}): free space or set data.cache.") from e
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,69 @@
+"""Decoded images of one split, and what is known about them."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ssl_zoo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Images:
+    """pixels uint8 [N, 3, S, S]; labels int64 [N] with -1 for unlabelled, or None; classes: their names, or None.
+
+    captions: one list of sentences per image, or None. skipped: names of files that could not be read, with the reason.
+    image_size: pixels of a view (S itself, or less where S is a canvas that views are cut from).
+    """
+
+    pixels: Tensor
+    labels: Tensor | None
+    classes: list[str] | None
+    image_size: int
+    captions: list[list[str]] | None = None
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def head(self, count: int | None) -> "Images":
+        """The first `count` images; all for None."""
+        if count is None:
+            return self
+        if count > len(self):
+            raise UserError(f"data.subset={count} is more than the {len(self)} training images there are: choose at most that.")
+        return self.take(torch.arange(count))
+
+    def take(self, index: Tensor) -> "Images":
+        """The images at `index` [n]."""
+        contiguous = len(index) and bool((index == torch.arange(int(index[0]), int(index[0]) + len(index))).all())
+        pixels = self.pixels[int(index[0]) : int(index[0]) + len(index)] if contiguous else self.pixels[index]
+        labels = None if self.labels is None else self.labels[index]
+        captions = None if self.captions is None else [self.captions[i] for i in index.tolist()]
+        return replace(self, pixels=pixels, labels=labels, captions=captions)
+
+    @property
+    def labelled(self) -> Tensor:
+        """Indices of the labelled images, [n]."""
+        if self.labels is None:
+            return torch.empty(0, dtype=torch.long)
+        return (self.labels >= 0).nonzero()[:, 0]
+
+    @property
+    def num_classes(self) -> int:
+        if self.classes is not None:
+            return len(self.classes)
+        return int(self.labels.max()) + 1 if self.labels is not None and len(self.labels) else 0
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel on [0, 1], over at most 5,000 evenly spaced images."""
+        step = max(1, len(self) // 5000)
+        x = self.pixels[::step][:5000].float() / 255
+        return tuple(x.mean((0, 2, 3)).tolist()), tuple(x.std((0, 2, 3)).clamp_min(1e-3).tolist())
+
+
+def held_out(total: int, share: float) -> tuple[Tensor, Tensor]:
+    """Indices of train and test for a source without a test split; fixed, whatever the seed of the run."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(20))
+    count = min(max(1, round(total * share)), total - 1) if total > 1 else 0
+    return order[count:].sort().values, order[:count].sort().values

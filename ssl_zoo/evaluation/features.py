@@ -1,0 +1,67 @@
+"""Features of un-augmented images."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ssl_zoo.distributed import gather_uneven, rank, world_size
+
+
+def centre(pixels: Tensor, size: int) -> Tensor:
+    """The centre [B, 3, size, size] of uint8 images [B, 3, S, S], as floats on [0, 1]."""
+    off = (pixels.shape[-1] - size) // 2
+    return pixels[..., off : off + size, off : off + size].float() / 255
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, and every sub-module's own mode again afterwards."""
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes.items():
+            m.training = training
+
+
+@torch.no_grad()
+def extract(
+    backbone: nn.Module,
+    pixels: Tensor,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device | str,
+    batch_size: int = 512,
+) -> Tensor:
+    """Features float32 [N, D] of uint8 images [N, 3, S, S]: centre crop of `size`, normalised, backbone in evaluation mode.
+
+    Under torch.distributed every rank computes its part and all get the whole, in the order of `pixels`.
+    """
+    m, s = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
+    share = -(-len(pixels) // world_size())
+    mine = pixels[rank() * share : (rank() + 1) * share]
+    parts = []
+    with eval_mode(backbone):
+        for start in range(0, len(mine), batch_size):
+            x = centre(mine[start : start + batch_size].to(device), size)
+            parts.append(backbone((x - m) / s).float())
+    if not parts:
+        parts = [backbone_width(backbone, device)]
+    return gather_uneven(torch.cat(parts))
+
+
+def backbone_width(backbone: nn.Module, device: torch.device | str) -> Tensor:
+    """No rows of features, for a rank that has no images."""
+    return torch.empty(0, backbone.num_features, device=device)
+
+
+def raw_pixels(pixels: Tensor, size: int) -> Tensor:
+    """Images as their own features: centred pixels [N, 3 S S] with the mean grey removed; shrunk to 32 px where larger."""
+    x = centre(pixels, size)
+    if size > 32:
+        x = torch.nn.functional.interpolate(x, 32, mode="bilinear", antialias=True)
+    return x.flatten(1) - x.mean()

@@ -1,0 +1,33 @@
+"""Weights of a finished run as a file of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ssl_zoo.errors import UserError
+
+
+def save_backbone(backbone: nn.Module, file: Path, about: dict[str, Any]) -> None:
+    """The backbone's state dict under timm's names; `about` goes into the header as JSON. Written whole or not at all."""
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in backbone.state_dict().items()}
+    part = file.with_suffix(".part")
+    save_file(state, part, metadata={"ssl_zoo": json.dumps(about)})
+    part.replace(file)
+
+
+def load_backbone(backbone: nn.Module, file: Path, device: torch.device | str = "cpu") -> nn.Module:
+    """Fill `backbone` from a file that `save_backbone` wrote; every name must match."""
+    try:
+        state = load_file(file)
+    except (OSError, SafetensorError) as e:
+        raise UserError(f"The weights {file} cannot be read ({str(e).splitlines()[0]}): has the run finished?") from e
+    try:
+        backbone.load_state_dict(state, strict=True)
+    except RuntimeError as e:
+        raise UserError(f"The weights {file} do not belong to this backbone: {' '.join(str(e).split())[:300]}.") from e
+    return backbone.to(device)

@@ -1,0 +1,122 @@
+"""Backbones: any timm model as a map from images [B, 3, H, W] to features [B, num_features]."""
+
+import difflib
+
+import timm
+import torch
+from timm.models.resnet import BasicBlock, ResNet
+from torch import nn
+
+from ssl_zoo.errors import UserError
+
+SMALL_IMAGE = 64
+SMALL_STEM = "3x3 stride 1, no max-pool"
+
+
+def create(
+    name: str,
+    image_size: int = 224,
+    stem: str = "auto",
+    patch_size: int | str | None = "auto",
+    pretrained: bool = False,
+    kwargs: dict | None = None,
+) -> nn.Module:
+    """A timm model without classifier. Sets `num_features` to the width of its output and `stem_used` to a description.
+
+    stem: "small" replaces the first convolution by 3x3, stride 1, padding 1 and drops the stem's max-pool (convolutional networks);
+    "model" leaves it; "auto" is small for images of 64 px or less. patch_size: for transformers with patches; "auto" gives 8 x 8
+    patches or more on small images. kwargs: passed to timm.create_model.
+    Raises UserError for an unknown name, a size that the model cannot take, or weights that cannot be had.
+    """
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=1)
+        raise UserError(f"timm has no model '{name}'" + (f"; did you mean '{close[0]}'?" if close else "; see `ssl-zoo list backbones`."))
+    first_conv = (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).first_conv or ""
+    first_conv = first_conv if isinstance(first_conv, str) else first_conv[0]
+    if first_conv.endswith("patch_embed.proj"):
+        model = _with_patches(name, image_size, patch_size, pretrained, kwargs or {})
+    else:
+        model = _timm(name, pretrained, kwargs or {})
+        small = stem == "small" or (stem == "auto" and image_size <= SMALL_IMAGE)
+        model.stem_used = _use_small_stem(model, first_conv) if small else "the model's own"
+    return _checked(model, name, image_size)
+
+
+def tiny(image_size: int = 32) -> nn.Module:
+    """A small residual network for CPUs: timm's ResNet with one block per stage, 256 features."""
+    model = ResNet(BasicBlock, layers=[1, 1, 1, 1], channels=(32, 64, 128, 256), num_classes=0)
+    small = image_size <= SMALL_IMAGE
+    model.stem_used = _use_small_stem(model, "conv1") if small else "the model's own"
+    return _checked(model, "tiny", image_size)
+
+
+def _timm(name: str, pretrained: bool, kwargs: dict) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+    except TypeError as e:
+        raise UserError(f"timm's {name} refuses backbone.kwargs: {e}.") from e
+    except (OSError, RuntimeError) as e:
+        raise UserError(f"The pretrained weights of {name} cannot be had ({str(e).splitlines()[0]}): use backbone.pretrained=false.") from e
+
+
+def _with_patches(name: str, image_size: int, patch_size: int | str | None, pretrained: bool, kwargs: dict) -> nn.Module:
+    size: dict = {"img_size": image_size}
+    if patch_size == "auto":
+        patch_size = 4 if image_size <= 48 else 8 if image_size <= 128 else None
+    if patch_size is not None:
+        size["patch_size"] = patch_size
+    for option in ({**size, "dynamic_img_size": True}, size, {"img_size": image_size}, {}):
+        try:
+            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **{**option, **kwargs})
+            break
+        except (TypeError, AssertionError, ZeroDivisionError, ValueError):
+            continue
+    else:
+        model = _timm(name, pretrained, kwargs)
+    patch = model.patch_embed.patch_size
+    patch = patch[0] if isinstance(patch, tuple) else patch
+    if image_size % patch:
+        raise UserError(
+            f"{name} cuts images into {patch} px patches, and {image_size} px is no multiple of that: "
+            f"set dataset.image_size={max(patch, round(image_size / patch) * patch)} or another backbone.patch_size."
+        )
+    model.stem_used = f"patches of {patch} px"
+    return model
+
+
+def _use_small_stem(model: nn.Module, first_conv: str) -> str:
+    """Full resolution for small images; timm names the first convolution in its config."""
+    try:
+        old = model.get_submodule(first_conv)
+    except AttributeError:
+        return "the model's own"
+    if not isinstance(old, nn.Conv2d):
+        return "the model's own"
+    new = nn.Conv2d(old.in_channels, old.out_channels, 3, stride=1, padding=1, bias=old.bias is not None)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
+    model.set_submodule(first_conv, new)
+    for pool in ("maxpool", "stem.pool", "features.pool0"):
+        try:
+            model.get_submodule(pool)
+        except AttributeError:
+            continue
+        model.set_submodule(pool, nn.Identity())
+    return SMALL_STEM
+
+
+@torch.no_grad()
+def _checked(model: nn.Module, name: str, image_size: int) -> nn.Module:
+    """Run one image through, so that a size the model cannot take is refused here and the width of the output is known."""
+    modes = {m: m.training for m in model.modules()}
+    try:
+        out = model.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as e:
+        raise UserError(f"{name} cannot take images of {image_size} px ({str(e).splitlines()[0]}): set dataset.image_size.") from e
+    for m, training in modes.items():
+        m.training = training
+    if out.dim() != 2:
+        raise UserError(f"{name} gives features of shape {list(out.shape)} instead of one vector per image: choose another backbone.")
+    model.num_features = out.shape[1]
+    return model

@@ -1,0 +1,51 @@
+"""Batch normalisation over the batch of all ranks, on any device (torch's SyncBatchNorm runs on GPUs only)."""
+
+import torch
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+
+from ssl_zoo.distributed import sum_over_ranks, world_size
+
+
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm whose training statistics are those of the global batch, with exact gradients through the collectives."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"batch normalisation takes [B, C, ...], got {input.dim()} dimensions")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            x = input.to(torch.promote_types(input.dtype, torch.float32))
+            axes = [0, *range(2, x.dim())]
+            shape = [1, -1] + [1] * (x.dim() - 2)
+            count = x.numel() // x.shape[1] * world_size()
+            mean = sum_over_ranks(x.sum(axes)) / count
+            centred = x - mean.view(shape)
+            var = sum_over_ranks((centred * centred).sum(axes)) / count
+            self._track(mean.detach(), var.detach() * count / max(count - 1, 1))
+            x = centred * torch.rsqrt(var + self.eps).view(shape)
+            if self.affine:
+                x = x * self.weight.view(shape) + self.bias.view(shape)
+        return x.to(input.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        m = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), m)
+        self.running_var.lerp_(var.to(self.running_var.dtype), m)
+
+
+def synchronise(module: nn.Module, device_type: str) -> nn.Module:
+    """Make every BatchNorm of `module` use the statistics of the global batch; parameters and their names stay."""
+    if device_type == "cuda":
+        return convert_sync_batchnorm(module)
+    for m in module.modules():
+        if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            m.__class__ = GlobalBatchNorm
+    return module

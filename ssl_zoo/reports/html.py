@@ -1,0 +1,119 @@
+"""report.html: a run on one self-contained page."""
+
+import base64
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from ssl_zoo.reports.figures import draw_all
+
+CAPTIONS = {
+    "curves": "Loss and kNN accuracy while training, against raw pixels and the untrained backbone.",
+    "health": "Collapse numbers on test features; the loss alone would not show a collapse.",
+    "map": "Test features, coloured by class (the labels were not used in training).",
+    "neighbours": "Test images (left) and their nearest neighbours in feature space; green: same class, red: another.",
+    "views": "Images (left) and the random views of them that the method learned from.",
+}
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; color: #22313f; background: #f8f9fa; margin: 0; }}
+main {{ max-width: 1000px; margin: 0 auto; padding: 32px 24px 64px; }}
+h1 {{ font-size: 26px; margin: 0 0 4px; }} h2 {{ font-size: 17px; margin: 0 0 12px; }}
+.verdict {{ font-size: 16px; margin: 4px 0 20px; }} .bad {{ color: #9e2a2b; font-weight: 600; }}
+.cards {{ display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 20px; }}
+.card {{ background: #fff; border: 1px solid #e9ecef; border-radius: 8px; padding: 12px 18px; min-width: 128px; }}
+.card b {{ display: block; font-size: 25px; color: #2a6f97; }} .card.plain b {{ color: #6c757d; }}
+section {{ background: #fff; border: 1px solid #e9ecef; border-radius: 8px; padding: 18px 20px; margin-bottom: 18px; }}
+img {{ max-width: 100%; display: block; }} p.note {{ color: #6c757d; font-size: 13.5px; margin: 8px 0 0; }}
+table {{ border-collapse: collapse; width: 100%; font-size: 14px; }}
+td {{ padding: 5px 14px 5px 0; border-bottom: 1px solid #f1f3f5; vertical-align: top; overflow-wrap: anywhere; }}
+td:first-child {{ color: #6c757d; white-space: nowrap; width: 1%; }}
+pre {{ background: #22313f; color: #f8f9fa; padding: 12px 16px; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }}
+</style></head><body><main>
+<h1>{title}</h1>
+<p class="verdict{bad}">{verdict}</p>
+<div class="cards">{cards}</div>
+{figures}
+<section><h2>The run</h2><table>{rows}</table></section>
+<section><h2>Get it again</h2><pre>{command}</pre><p class="note">{versions}</p></section>
+</main></body></html>
+"""
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} %"
+
+
+def cards(summary: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    """(value, what it is, whether it is a baseline) for the top of the page."""
+    final, base = summary["final"], summary["baselines"]
+    shown = [
+        (_percent(final.get("knn_top1")), "kNN, trained", False),
+        (_percent(base.get("untrained", {}).get("knn_top1")), "kNN, untrained", True),
+        (_percent(base.get("raw_pixels", {}).get("knn_top1")), "kNN, raw pixels", True),
+        (_percent(final.get("linear_top1")), "linear probe, trained", False),
+        (_percent(base.get("raw_pixels", {}).get("linear_top1")), "linear probe, raw pixels", True),
+    ]
+    rank = (f"{summary['health'].get('effective_rank', float('nan')):.0f} / {summary['num_features']}", "effective rank", False)
+    return [c for c in shown if c[0] != "–"] + [rank]
+
+
+def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The table of the page."""
+    d, s, speed, best = summary["data"], summary["seconds"], summary["speed"], summary["best"]
+    skipped = f"; {len(d['skipped'])} files skipped: {', '.join(d['skipped'][:5])}" if d["skipped"] else ""
+    where = "held on the device" if d["resident"] else "memory-mapped on the host"
+    return [
+        ("run", summary["name"]),
+        ("training", f"{summary['epochs']} epochs, {summary['steps']} steps of {summary['global_batch']} images, seed {summary['seed']}"),
+        ("best kNN", f"{best['knn_top1']:.1f} % after epoch {best['epoch']} (final: epoch {summary['epochs']})" if best else "no labels"),
+        ("backbone", f"{summary['parameters'] / 1e6:.2f} M parameters, {summary['num_features']} features, stem: {summary['stem']}"),
+        ("data", f"{d['train']:,} training and {d['test']:,} test images of {summary['image_size']} px, {d['classes']} classes, {where}{skipped}"),
+        ("time", f"{s['total']:.0f} s in all: training {s['training']:.0f}, evaluation {s['evaluation']:.0f}, data and model {s['data_and_model']:.0f}"),
+        ("speed", f"{speed['images_per_s']:,.0f} images/s on {speed['devices']} x {speed['device']} in {speed['precision']}, {speed['peak_memory_mib']:,.0f} MiB at peak"),
+        ("measured", summary["evaluation"]),
+        ("config", f"config.yaml, hash {summary['config_hash']}"),
+    ]
+
+
+def write_report(run: Path) -> Path:
+    """Draw the figures of `run` and write report.html; needs summary.json. Returns the page."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    made = draw_all(run)
+    figures = ""
+    for name, file in made.items():
+        picture = base64.b64encode(file.read_bytes()).decode()
+        figures += f'<section><img alt="{name}" src="data:image/png;base64,{picture}"><p class="note">{CAPTIONS[name]}</p></section>\n'
+    escape = html.escape
+    versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
+    page = PAGE.format(
+        title=escape(" · ".join(summary["name"].split("_", 2))),
+        verdict=escape(summary["verdict"]),
+        bad="" if summary["verdict"].startswith("Healthy") else " bad",
+        cards="".join(f'<div class="card{" plain" if plain else ""}"><b>{escape(v)}</b>{escape(what)}</div>' for v, what, plain in cards(summary)),
+        figures=figures,
+        rows="".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in rows(summary)),
+        command=escape(summary["command"]),
+        versions=escape(versions + (f", commit {summary['commit']}" if summary["commit"] else "")),
+    )
+    (run / "report.html").write_text(page, encoding="utf-8")
+    return run / "report.html"
+
+
+def table(summary: dict[str, Any], run: Path) -> list[tuple[str, str]]:
+    """The six lines that end a run in the terminal."""
+    final, base, s = summary["final"], summary["baselines"], summary["seconds"]
+    untrained, raw = base.get("untrained", {}), base.get("raw_pixels", {})
+    compared = f"   untrained {_percent(untrained.get('knn_top1'))}, raw pixels {_percent(raw.get('knn_top1'))}" if base else ""
+    linear = f"   raw pixels {_percent(raw.get('linear_top1'))}" if "linear_top1" in raw else ""
+    return [
+        ("kNN top-1", f"{_percent(final.get('knn_top1'))}{compared}" if "knn_top1" in final else summary["evaluation"]),
+        ("linear probe", f"{_percent(final.get('linear_top1'))}{linear}"),
+        ("health", summary["verdict"]),
+        ("time", f"{s['total']:.0f} s, of which training {s['training']:.0f} s at {summary['speed']['images_per_s']:,.0f} images/s"),
+        ("weights", str(run / "backbone.safetensors")),
+        ("report", str(run / "report.html")),
+    ]

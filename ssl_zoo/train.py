@@ -1,0 +1,188 @@
+"""Compose, build, fit, summarise: the one file that knows everything."""
+
+import hashlib
+import json
+import logging
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ssl_zoo.augment.kornia_engine import KorniaEngine
+from ssl_zoo.augment.spec import resolve_all
+from ssl_zoo.callbacks.evaluate import Evaluate, Judge
+from ssl_zoo.callbacks.loggers import build_loggers, sync_command
+from ssl_zoo.callbacks.probe import OnlineProbe
+from ssl_zoo.callbacks.progress import RunProgress
+from ssl_zoo.callbacks.stop import Stop
+from ssl_zoo.callbacks.throughput import Throughput
+from ssl_zoo.config import check_located, plain
+from ssl_zoo.data.images import Images
+from ssl_zoo.data.loader import Loader
+from ssl_zoo.errors import UserError
+from ssl_zoo.evaluation.protocol import labelled_pair
+from ssl_zoo.export import save_backbone
+from ssl_zoo.methods.base import Method
+from ssl_zoo.reports.summary import write_summary
+
+NEUTRAL = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+@dataclass
+class Data:
+    train: Images
+    test: Images
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def build(node: DictConfig, trust: list[str], **kwargs: Any) -> Any:
+    """What a `_target_` names, called with its config and `kwargs`; only from trusted packages."""
+    check_located(plain(node), trust)
+    return hydra.utils.instantiate(node, _partial_=True, _convert_="all")(**kwargs)
+
+
+def build_data(config: DictConfig) -> Data:
+    source = build(config.dataset, config.trust)
+    train, test = source.load("train"), source.load("test")
+    if isinstance(train, tuple):
+        train, test = (Images(i, l, source.classes, i.shape[-1], c) for i, l, c in (train, test))
+    train = train.head(config.data.subset)
+    if len(train) < 2 or len(test) < 1:
+        raise UserError(f"There are {len(train)} training and {len(test)} test images: at least 2 and 1 are needed.")
+    return Data(train, test, *train.statistics())
+
+
+def build_augment(config: DictConfig, image_size: int, data: Data | None = None) -> nn.Module:
+    mean, std = (data.mean, data.std) if data else NEUTRAL
+    return KorniaEngine(resolve_all(plain(config.augment), image_size), mean, std)
+
+
+def build_method(config: DictConfig, data: Data) -> Method:
+    size = data.train.image_size
+    backbone = build(config.backbone, config.trust, image_size=size)
+    return build(
+        config.method,
+        config.trust,
+        backbone=backbone,
+        augment=build_augment(config, size, data),
+        optimizer=plain(config.optimizer),
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+
+
+def build_trainer(config: DictConfig, run: Path, callbacks: list[L.Callback]) -> L.Trainer:
+    options = plain(config.trainer)
+    options.pop("compile")
+    if options["precision"] == "auto":
+        gpu = options["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        options["precision"] = "bf16-mixed" if gpu else "32-true"
+    try:
+        return L.Trainer(
+            **options,
+            callbacks=callbacks,
+            logger=build_loggers(plain(config.logger), run),
+            default_root_dir=run,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+        )
+    except Exception as e:  # Lightning refuses impossible devices, strategies and precisions with exceptions of many kinds
+        raise UserError(f"This trainer cannot be had here: {' '.join(str(e).split())}") from e
+
+
+def quieten() -> None:
+    """Leave the terminal to the progress bar."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning|torch|kornia|timm")
+
+
+def run_folder(config: DictConfig, name: str) -> Path:
+    """A new folder for this run; an existing one with a finished or started run is never written over."""
+    run = Path(config.run or Path(config.out) / name / time.strftime("%Y%m%d-%H%M%S"))
+    if not config.run:
+        base, n = run, 1
+        while run.exists():
+            run, n = base.with_name(f"{base.name}-{n}"), n + 1
+    if (run / "config.yaml").exists():
+        raise UserError(f"run={run} already holds a run: choose another folder, or continue it with ssl-zoo resume run={run}.")
+    try:
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"The run folder {run} cannot be made ({e.strerror}): choose another with run=... or out=...") from e
+    return run
+
+
+def pretrain(config: DictConfig, name: str, command: str, resume: Path | None = None) -> dict[str, Any]:
+    """Train as `config` says into a run folder (`resume` continues one) and return its summary."""
+    quieten()
+    started = time.perf_counter()
+    L.seed_everything(config.seed, verbose=False)
+    data = build_data(config)
+    method = build_method(config, data)
+    run = resume or run_folder(config, name)
+    OmegaConf.save(config, run / "config.yaml")
+    data_seconds = time.perf_counter() - started
+
+    judge = Judge(data.train, data.test, data.mean, data.std, plain(config.evaluation), config.seed)
+    labelled = labelled_pair(data.train, data.test) is None and config.evaluation.online_probe
+    probe = OnlineProbe(method.backbone.num_features, data.train.num_classes) if labelled else None
+    evaluate = Evaluate(judge, run / "figures", probe)
+    last = ModelCheckpoint(run / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+    stop, speed = Stop(str(run / "checkpoints" / "last.ckpt")), Throughput()
+    trainer = build_trainer(config, run, [speed, *([probe] if probe else []), evaluate, RunProgress(), stop, last])
+    if trainer.is_global_zero and evaluate.unlabelled:
+        print(f"kNN and linear probe are skipped: {evaluate.unlabelled}.")
+    loader = Loader(
+        data.train, config.batch_size, config.seed, trainer.strategy.root_device, trainer.global_rank, trainer.world_size, config.data.resident
+    )
+    trainer.log_every_n_steps = min(trainer.log_every_n_steps, len(loader))
+    if config.trainer.compile:
+        method.backbone.compile()
+    trainer.fit(method, loader, ckpt_path=str(resume / "checkpoints" / "last.ckpt") if resume else None, weights_only=True)
+    if not trainer.is_global_zero:
+        return {}
+    if stop.stopped:
+        raise KeyboardInterrupt(f"Stopped after step {trainer.global_step}; nothing is lost. Continue with: ssl-zoo resume run={run}")
+
+    about = {"name": name, "image_size": data.train.image_size, "mean": data.mean, "std": data.std, "backbone": plain(config.backbone)}
+    save_backbone(method.evaluated, run / "backbone.safetensors", about)
+    facts = {
+        "name": name,
+        "command": command,
+        "seed": config.seed,
+        "config_hash": config_hash(config),
+        "stem": getattr(method.backbone, "stem_used", "unknown"),
+        "image_size": data.train.image_size,
+        "num_features": method.backbone.num_features,
+        "parameters": sum(p.numel() for p in method.backbone.parameters()),
+        "global_batch": method.global_batch,
+        "data": {
+            "train": len(data.train),
+            "test": len(data.test),
+            "classes": data.train.num_classes,
+            "skipped": sorted({*data.train.skipped, *data.test.skipped}),
+            "resident": loader.resident,
+        },
+    }
+    facts |= {"run": str(run), "sync": sync_command(run)}
+    return write_summary(run, facts, trainer, evaluate, speed, time.perf_counter() - started, data_seconds)
+
+
+def config_hash(config: DictConfig) -> str:
+    """A hash of everything that decides the result: the config without where it is written."""
+    decisive = {k: v for k, v in plain(config).items() if k not in ("run", "out", "logger")}
+    return hashlib.blake2b(json.dumps(decisive, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
