@@ -244,17 +244,12 @@ def finish(summary: dict) -> int:
     """Draw the report and print the six-line table; on ranks above 0 there is nothing to print."""
     if not summary:
         return 0
-    from rich.console import Console
-    from rich.table import Table
-
     from ssl_zoo.reports.html import table, write_report
 
     run = Path(summary["run"])
     write_report(run)
-    grid = Table.grid(padding=(0, 3))
     for key, value in table(summary, run):
-        grid.add_row(f"[bold]{key}[/bold]", value)
-    Console(highlight=False, soft_wrap=True).print(grid)
+        print(f"{key:14}{value}")
     if summary.get("sync"):
         print(f"upload with: {summary['sync']}")
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,6 +18,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ssl_zoo.augment.spec import resolve_all
 from ssl_zoo.errors import UserError
 
 TRUSTED = ("ssl_zoo", "torch", "torchvision", "timm", "kornia.augmentation", "lightning.pytorch")
@@ -210,15 +212,18 @@ def _names_of_ssl_zoo() -> set[str]:
 
 # ---------------------------------------------------------------------------------------------- compose
 @contextmanager
-def _hydra(config_dirs: Iterable[str]) -> Iterator[list[str]]:
-    """Hydra over our configs and the user's folders; yields the overrides that add those folders."""
+def _hydra(config_dirs: Iterable[str]) -> Iterator[ConfigLoader]:
+    """Hydra's loader over our configs and the user's folders."""
     for folder in config_dirs:
         if not Path(folder).is_dir():
             raise UserError(f"--config-dir {folder} is not a folder.")
-    paths = ",".join(f"file://{Path(d).resolve()}" for d in config_dirs)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        yield [f"hydra.searchpath=[{paths}]"] if paths else []
+        loader: Any = GlobalHydra.instance().config_loader()
+        for folder in config_dirs:
+            loader.config_search_path.prepend("user", f"file://{Path(folder).resolve()}", anchor="main")
+        loader.repository = ConfigRepository(loader.config_search_path)
+        yield loader
 
 
 def parse(overrides: list[str]) -> list[Override]:
@@ -265,10 +270,9 @@ def compose(name: str, overrides: list[str], config_dirs: Iterable[str] = ()) ->
 
     Raises UserError with one sentence for anything unknown, of the wrong kind, out of range, missing or untrusted.
     """
-    with _hydra(config_dirs) as extra:
-        loader = GlobalHydra.instance().config_loader()
+    with _hydra(config_dirs) as loader:
         try:
-            config = _compose(name, parse(overrides), extra, loader)
+            config = _compose(name, parse(overrides), loader)
             resolved = OmegaConf.create(plain(config))
         except (HydraException, OmegaConfBaseException) as e:
             raise UserError(" ".join(str(e).split("\n")[0].split())) from e
@@ -276,17 +280,17 @@ def compose(name: str, overrides: list[str], config_dirs: Iterable[str] = ()) ->
     return resolved
 
 
-def _compose(name: str, overrides: list[Override], extra: list[str], loader: ConfigLoader) -> DictConfig:
+def _compose(name: str, overrides: list[Override], loader: ConfigLoader) -> DictConfig:
     groups, values = _split(overrides, loader, multirun=False)
     lines = [o.input_line for o in groups]
-    first = hydra.compose(name, [*extra, *lines], return_hydra_config=True)
+    first = hydra.compose(name, lines, return_hydra_config=True)
     choices = {g: c for g, c in first.hydra.runtime.choices.items() if not g.startswith("hydra/")}
     chosen = {o.key_or_group for o in groups}
     if choices.get("optimizer") == "auto":
         choices["optimizer"] = _optimizer_for(first, values)
         lines.append(f"optimizer={choices['optimizer']}")
     untuned = [f"~{g}" for g in ("recipe", "experiment") if choices.pop(g, None)]
-    reference = hydra.compose(name, [*extra, *untuned, *(f"{g}={c}" for g, c in choices.items() if c and "@" not in g)])
+    reference = hydra.compose(name, [*untuned, *(f"{g}={c}" for g, c in choices.items() if c and "@" not in g)])
     known = plain(reference)
 
     final = []
@@ -296,15 +300,27 @@ def _compose(name: str, overrides: list[Override], extra: list[str], loader: Con
             raise unknown("key", key, [*_keys(known), *choices], listed=False)
         free = not is_new and not o.is_delete() and OmegaConf.select(reference, key) is None
         final.append(f"++{o.input_line}" if free and _parent_is_free(known, key) else o.input_line)
-    config = hydra.compose(name, [*extra, *lines, *final])
+    config = hydra.compose(name, [*lines, *final])
     kept = [g for g in chosen - set(NAMES_A_RECIPE) if g in config]
     if kept and "~recipe" in untuned:  # a group named on the command line is not retuned by the recipe
-        untuned_config = hydra.compose(name, [*extra, *(t for t in lines if not t.startswith("recipe=")), *final, "~recipe"])
+        untuned_config = hydra.compose(name, [*(t for t in lines if not t.startswith("recipe=")), *final, "~recipe"])
         for group in kept:
             config[group] = untuned_config[group]
     added = {o.key_or_group.split(".")[0] for o in values if o.is_add() or o.is_force_add()}
-    check_values({k: v for k, v in plain(config).items() if k not in added}, known)
+    whole = plain(config)
+    check_values({k: v for k, v in whole.items() if k not in added}, known)
+    _check_paths_and_views(whole, known)
     return config
+
+
+def _check_paths_and_views(config: dict, reference: dict) -> None:
+    """A path that a dataset requires must exist, and every view must be possible."""
+    dataset = config.get("dataset") or {}
+    path = dataset.get("path")
+    if (reference.get("dataset") or {}).get("path") == "???" and path != "???" and not Path(str(path)).expanduser().exists():
+        raise UserError(f"dataset.path={path} does not exist.")
+    if "augment" in config:
+        resolve_all(config["augment"], dataset.get("image_size") or 224)
 
 
 def _known(config: dict, key: str) -> bool:
@@ -346,10 +362,9 @@ def check_complete(config: DictConfig) -> None:
 
 def run_name(overrides: list[str], config_dirs: Iterable[str] = ()) -> str:
     """<method>_<backbone>_<dataset> of a command that composes."""
-    with _hydra(config_dirs) as extra:
-        loader = GlobalHydra.instance().config_loader()
+    with _hydra(config_dirs) as loader:
         groups, values = _split(parse(overrides), loader, multirun=False)
-        choices = hydra.compose("train", [*extra, *(o.input_line for o in groups)], return_hydra_config=True).hydra.runtime.choices
+        choices = hydra.compose("train", [o.input_line for o in groups], return_hydra_config=True).hydra.runtime.choices
     parts = [str(choices[g]) for g in ("method", "backbone", "dataset")]
     if parts[1] == "timm":
         parts[1] = next((str(o.value()) for o in values if o.key_or_group == "backbone.name"), "timm")
@@ -360,8 +375,8 @@ def expand(overrides: list[str], config_dirs: Iterable[str] = ()) -> list[list[s
     """The jobs of a multirun: one list of overrides for each combination of the swept values, in Hydra's syntax."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    with _hydra(config_dirs):
-        _split(parse(overrides), GlobalHydra.instance().config_loader(), multirun=True)
+    with _hydra(config_dirs) as loader:
+        _split(parse(overrides), loader, multirun=True)
         return BasicSweeper.split_arguments(parse(overrides), None)[0]
 
 

@@ -86,11 +86,12 @@ def build_trainer(config: DictConfig, run: Path, callbacks: list[L.Callback]) ->
     if options["precision"] == "auto":
         gpu = options["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         options["precision"] = "bf16-mixed" if gpu else "32-true"
+    loggers = build_loggers(plain(config.logger), run)
     try:
         return L.Trainer(
             **options,
             callbacks=callbacks,
-            logger=build_loggers(plain(config.logger), run),
+            logger=loggers,
             default_root_dir=run,
             enable_model_summary=False,
             use_distributed_sampler=False,
@@ -147,7 +148,8 @@ def pretrain(config: DictConfig, name: str, command: str, resume: Path | None = 
     loader = Loader(
         data.train, config.batch_size, config.seed, trainer.strategy.root_device, trainer.global_rank, trainer.world_size, config.data.resident
     )
-    trainer.log_every_n_steps = min(trainer.log_every_n_steps, len(loader))
+    steps = len(loader) if trainer.max_steps < 0 else min(len(loader), trainer.max_steps)
+    trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)  # so that every epoch, and the shortest run, shows its loss
     if config.trainer.compile:
         method.backbone.compile()
     trainer.fit(method, loader, ckpt_path=str(resume / "checkpoints" / "last.ckpt") if resume else None, weights_only=True)

@@ -1,5 +1,6 @@
 """A folder of images, with or without class sub-folders and train/test splits."""
 
+import functools
 import os
 from functools import partial
 from pathlib import Path
@@ -60,18 +61,21 @@ class Folder:
 
     def load(self, split: str) -> Images:
         """The "train" or "test" images."""
-        root = self.test_root if split == "test" and self.test_root else self.train_root
+        images = self._load(self.test_root if split == "test" and self.test_root else self.train_root)
+        if self.test_root:
+            return images
+        train, test = held_out(len(images), self.test_share)
+        return images.take(train if split == "train" else test)
+
+    @functools.cache  # noqa: B019 - a source lives as long as its run
+    def _load(self, root: Path) -> Images:
         files = image_files(root)
         if not files:
             raise UserError(f"There are no images in {root}: it should hold files such as .jpg or .png, in class folders or not.")
         names = [str(f.relative_to(root)) for f in files]
         pixels, kept, skipped, size = decode(names, [partial(read_file, f) for f in files], self.image_size, self.cache)
         labels = self._labels([names[i] for i in kept])
-        images = Images(pixels, labels, self.classes, size, skipped=skipped)
-        if self.test_root:
-            return images
-        train, test = held_out(len(images), self.test_share)
-        return images.take(train if split == "train" else test)
+        return Images(pixels, labels, self.classes, size, skipped=skipped)
 
     def _labels(self, names: list[str]) -> torch.Tensor | None:
         if self.classes is None:

@@ -53,7 +53,14 @@ class Parquet:
 
     def load(self, split: str) -> Images:
         """The "train" or "test" images."""
-        files = self.test_files if split == "test" and self.test_files else self.train_files
+        images = self._load(tuple(self.test_files if split == "test" and self.test_files else self.train_files))
+        if self.test_files:
+            return images
+        train, test = held_out(len(images), self.test_share)
+        return images.take(train if split == "train" else test)
+
+    @functools.cache  # noqa: B019 - a source lives as long as its run
+    def _load(self, files: tuple[Path, ...]) -> Images:
         table = self._read(files)
         _, label, caption = self.columns
         rows = _Rows(files, self.columns[0])
@@ -63,13 +70,9 @@ class Parquet:
         captions = table.column(caption).to_pylist() if caption in table.column_names else None
         if captions is not None:
             captions = [[c] if isinstance(c, str) else list(c or []) for c in (captions[i] for i in kept)]
-        images = Images(pixels, None if labels is None else labels[torch.tensor(kept)], classes, size, captions, skipped)
-        if self.test_files:
-            return images
-        train, test = held_out(len(images), self.test_share)
-        return images.take(train if split == "train" else test)
+        return Images(pixels, None if labels is None else labels[torch.tensor(kept)], classes, size, captions, skipped)
 
-    def _read(self, files: list[Path]) -> pa.Table:
+    def _read(self, files: tuple[Path, ...]) -> pa.Table:
         """Labels and captions of all files; the images are read row group by row group later."""
         image, label, caption = self.columns
         tables = []
@@ -110,7 +113,7 @@ class Parquet:
 class _Rows:
     """The encoded images of some files by row number; a few row groups are in memory at a time."""
 
-    def __init__(self, files: list[Path], column: str) -> None:
+    def __init__(self, files: tuple[Path, ...], column: str) -> None:
         self.column = column
         self.groups = [(f, g) for f in files for g in range(pq.read_metadata(f).num_row_groups)]
         counts = [pq.read_metadata(f).row_group(g).num_rows for f, g in self.groups]

@@ -1,8 +1,8 @@
 """The embedded data set `shapes`: captioned pictures of ten shapes, drawn when asked for, with nothing to download.
 
 An image is a function of (seed, split, index) alone: the first n images of a larger set are the set of n images. The
-scene does not depend on the image size either. Colour, place and size of the shape are what SimCLR's augmentations vary;
-what they leave alone (texture, background, clutter) can identify an image, so learning the shape is harder with more of it.
+scene does not depend on the image size either. All the shapes in an image are of one kind, which is the label, and differ
+in all else, so that two crops of an image share little besides the label.
 """
 
 import math
@@ -15,15 +15,19 @@ from torch import Tensor
 
 SPLITS = ("train", "test")
 TEXTURES = ("solid", "striped", "dotted", "checked")
-# Name: hue, saturation, value in [0, 1]. Fills are lighter (first row) or darker than every background, so that the shape
-# stays visible in grayscale, yet neither brightness nor colour alone tells the shape from the background.
+# Name: hue, saturation, value in [0, 1]. Light fills go on dark backgrounds (the first row of each) and dark fills on pale
+# ones, so that the shapes stay visible in grayscale.
 FILLS = (
-    {"yellow": (0.15, 0.7, 1.0), "orange": (0.09, 0.7, 1.0), "pink": (0.93, 0.3, 1.0), "cyan": (0.5, 0.5, 1.0)},
-    {"red": (0.99, 0.9, 0.58), "green": (0.37, 0.9, 0.28), "blue": (0.64, 0.85, 0.5), "purple": (0.78, 0.8, 0.4)},
+    {"yellow": (0.14, 0.6, 0.85), "orange": (0.07, 0.5, 1.0), "pink": (0.93, 0.4, 1.0), "red": (0.0, 0.45, 1.0)},
+    {"red": (0.99, 0.9, 0.8), "green": (0.37, 0.85, 0.5), "blue": (0.61, 0.85, 0.8), "purple": (0.77, 0.75, 0.6)},
 )
-GROUNDS = {"gray": (0.0, 0.0, 0.5), "slate blue": (0.6, 0.35, 0.58), "olive": (0.22, 0.35, 0.5), "brown": (0.06, 0.4, 0.55)}
-DISTRACTORS = 8  # at clutter 1
-UNIFORMS = 17 + 3 * DISTRACTORS  # numbers drawn per image; another count changes every image
+BACKGROUNDS = (
+    {"black": (0.0, 0.0, 0.05), "navy": (0.64, 0.7, 0.35), "dark green": (0.4, 0.7, 0.25), "maroon": (0.97, 0.7, 0.33)},
+    {"white": (0.0, 0.0, 1.0), "pale blue": (0.57, 0.2, 0.95), "pale green": (0.33, 0.2, 0.93), "beige": (0.1, 0.2, 0.95)},
+)
+FIGURES = 7  # the main shape and up to six companions
+DISCS = 8  # at clutter 1
+UNIFORMS = 8 + 12 * FIGURES + 3 * DISCS  # numbers drawn per image; another count changes every image
 PIXELS_PER_CHUNK = 1 << 18  # bounds the memory of the drawing whatever the number and the size of the images
 
 
@@ -88,6 +92,10 @@ def _pattern(texture: int, x: Tensor, y: Tensor, period: Tensor) -> Tensor:
     return (0.5 + edge * period).clamp_(0, 1)
 
 
+def _turned(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.cos(angle) * x + torch.sin(angle) * y, torch.cos(angle) * y - torch.sin(angle) * x
+
+
 def _rgb(hsv: Tensor) -> Tensor:
     """Hue, saturation, value [n, 3] in [0, 1] to red, green, blue [n, 3, 1, 1] in [0, 1]."""
     hue, saturation, value = hsv.unsqueeze(-1).unbind(1)
@@ -97,33 +105,34 @@ def _rgb(hsv: Tensor) -> Tensor:
 
 @dataclass
 class Shapes:
-    """Ten shapes that differ in colour, texture, size, place and background; the label is the shape.
+    """A main shape and smaller companions of the same kind; the kind is the label, the caption tells of the main one.
 
-    clutter: small discs strewn behind the shape, 0 (none) to 1 (up to eight); texture: contrast of the pattern on the
-    shape, 0 (all solid) to 1; background: strength of the light falling off across the background, 0 (flat) to 1;
-    min_size, max_size: the shape's diameter as a share of the image's side, in (0, 1]; shift: how far the shape leaves the
-    centre, 0 to 1 (up to the border); rotation: largest turn to either side in degrees, 0 to 180.
+    companions: chance of each of six companions, 0 (none) to 1; clutter: small discs strewn behind the shapes, 0 (none) to
+    1 (up to eight); texture: contrast of the patterns on the shapes, 0 (all solid) to 1; background: share of the images
+    whose background is coloured and unevenly lit rather than plain black or white, 0 to 1; min_size, max_size: diameter of
+    the main shape as a share of the image's side, in (0, 1]; shift: how far the main shape leaves the centre, 0 to 1 (up to
+    the border); rotation: largest turn of a shape to either side in degrees, 0 to 180.
     """
 
     image_size: int = 32
     train_size: int = 10000
     test_size: int = 2000
     seed: int = 0
-    clutter: float = 0.25
+    companions: float = 0.0
+    clutter: float = 0.2
     texture: float = 0.4
-    background: float = 0.25
-    min_size: float = 0.4
-    max_size: float = 0.75
+    background: float = 0.8
+    min_size: float = 0.5
+    max_size: float = 0.85
     shift: float = 1.0
-    rotation: float = 30.0
-    stretch: float = 0.25
+    rotation: float = 15.0
     classes: ClassVar[list[str]] = ["circle", "crescent", "ring", *POLYGONS]
 
     def __post_init__(self) -> None:
         for name, least in (("image_size", 16), ("train_size", 1), ("test_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"shapes: {name} is {getattr(self, name)}; set it to {least} or more.")
-        for name, most in (("clutter", 1), ("texture", 1), ("background", 1), ("shift", 1), ("rotation", 180)):
+        for name, most in (("companions", 1), ("clutter", 1), ("texture", 1), ("background", 1), ("shift", 1), ("rotation", 180)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"shapes: {name} is {getattr(self, name)}; set it to a number from 0 to {most}.")
         if not 0 < self.min_size <= self.max_size <= 1:
@@ -150,78 +159,82 @@ class Shapes:
 
     def _scene(self, u: Tensor) -> dict[str, Tensor]:
         """What the uniform numbers [n, UNIFORMS] say is in each image; lengths are shares of the image's side."""
-        size = self.min_size + (self.max_size - self.min_size) * u[:, 5]
+        whole, figures, discs = u.split((8, 12 * FIGURES, 3 * DISCS), dim=1)
+        v = figures.unflatten(1, (FIGURES, 12))
+        size = self.min_size + (self.max_size - self.min_size) * v[..., 0]
+        size[:, 1:] = size[:, :1] * (0.45 + 0.25 * v[:, 1:, 0])
+        reach = torch.tensor([self.shift] + [1.0] * (FIGURES - 1))[:, None]
         return {
-            "shape": (u[:, 0] * len(self.classes)).long(),
-            "dark": (u[:, 1] * 2).long(),
-            "fill": (u[:, 2] * 4).long(),
-            "ground": (1 + 3 * u[:, 3] / max(self.background, 1e-6)).long() * (u[:, 3] < self.background),
-            "texture": (u[:, 4] * len(TEXTURES)).long() * (self.texture > 0),
+            "shape": (whole[:, 0] * len(self.classes)).long(),
+            "dark": (whole[:, 1] * 0).long(),
+            "ground": (whole[:, 2] * 4).long() * 0,
+            "phase": whole[:, 3:5],
+            "check": 0.2 + 0.1 * whole[:, 5],
             "size": size,
-            "place": 0.5 + self.shift * (1 - size[:, None]) * (u[:, 6:8] - 0.5),
-            "turn": math.radians(self.rotation) * (2 * u[:, 8] - 1),
-            "slant": math.pi * u[:, 9],
-            "period": 0.5 + 0.2 * u[:, 10],
-            "light": 2 * math.pi * u[:, 11],
-            "tint": u[:, 12:16] - 0.5,
-            "stretch": (1 + self.stretch) ** (2 * u[:, 16] - 1),
-            "discs": u[:, 17:].view(len(u), DISTRACTORS, 3),
+            "place": 0.5 + reach * (1 - size[..., None]) * (v[..., 1:3] - 0.5),
+            "present": (v[..., 3] < self.companions) | (torch.arange(FIGURES) == 0),
+            "fill": (v[..., 4] * 4).long(),
+            "texture": (v[..., 5] * len(TEXTURES)).long() * (self.texture > 0),
+            "turn": math.radians(self.rotation) * (2 * v[..., 6] - 1),
+            "slant": math.pi * v[..., 7],
+            "period": 0.5 + 0.2 * v[..., 8],
+            "tint": (v[..., 9:12] - 0.5) * torch.tensor([0.04, 0.1, 0.1]),
+            "discs": discs.unflatten(1, (DISCS, 3)),
         }
 
     def _draw(self, scene: dict[str, Tensor]) -> Tensor:
         """The images uint8 [n, 3, S, S] of a scene."""
-        side, radius = self.image_size, scene["size"][:, None, None] / 2
+        side, dark = self.image_size, scene["dark"]
         axis = (torch.arange(side) + 0.5) / side
         row, column = axis[:, None], axis
-        fill, ground = self._colours(scene)
-        toward = torch.where(scene["dark"].bool(), 1.0, 0.0)[:, None, None, None]
-
-        light = scene["light"][:, None, None]
-        slope = torch.cos(light) * (column - 0.5) + torch.sin(light) * (row - 0.5)
-        image = ground * (1 + 0.6 * (scene["ground"] > 0)[:, None, None, None] * slope[:, None])
-        for disc in scene["discs"].unbind(1):
-            across, down, presence = disc[:, :, None, None].unbind(1)
+        ground = _rgb(torch.tensor([list(colours.values()) for colours in BACKGROUNDS])[dark, scene["ground"]])
+        x, y = ((p - scene["phase"][:, i, None, None]) / scene["check"][:, None, None] for i, p in enumerate((column, row)))
+        step = torch.where(dark.bool(), -0.45, 0.45)[:, None, None, None] * self.background
+        image = ground + step * _pattern(3, x, y, scene["check"][:, None, None] * side)[:, None]
+        toward = torch.where(dark.bool(), -0.25, 0.35)[:, None, None, None]
+        for disc in scene["discs"][..., None, None].unbind(1):
+            across, down, presence = disc.unbind(1)
             width = torch.where(presence < self.clutter, 0.025 + 0.03 * presence / max(self.clutter, 1e-6), -1.0)
-            cover = (0.5 + side * (width - torch.hypot(column - across, row - down))).clamp_(0, 1)[:, None]
-            image = torch.lerp(image, ground + 0.2 - 0.4 * toward, cover)
+            cover = (0.5 + side * (width - torch.hypot(column - across, row - down))).clamp_(0, 1)
+            image = torch.lerp(image, ground + toward, cover[:, None])
+        for k in reversed(range(FIGURES)):  # the main shape last, in front of its companions
+            self._add(image, scene, k)
+        return (image.clamp_(0, 1) * 255).round_().to(torch.uint8)
 
-        # Into the shape's own frame: its centre at 0, its radius 1.
-        turn, slant = scene["turn"][:, None, None], scene["slant"][:, None, None]
-        x, y = ((p - scene["place"][:, i, None, None]) / radius for i, p in enumerate((column, row)))
-        x, y = torch.cos(turn) * x + torch.sin(turn) * y, torch.cos(turn) * y - torch.sin(turn) * x
-        stretch = scene["stretch"][:, None, None].sqrt()
-        x, y = x / stretch, y * stretch
-        period = scene["period"][:, None, None]
-        across, down = (torch.cos(slant) * x + torch.sin(slant) * y) / period, (torch.cos(slant) * y - torch.sin(slant) * x) / period
-        cover, shade = torch.empty_like(x), torch.empty_like(x)
-        for k, name in enumerate(self.classes):
-            chosen = scene["shape"] == k
-            cover[chosen] = (0.5 - _distance(name, x[chosen], y[chosen]) * radius[chosen] * side).clamp_(0, 1)
-        for k in range(len(TEXTURES)):
-            chosen = scene["texture"] == k
-            shade[chosen] = _pattern(k, across[chosen], down[chosen], (period * radius)[chosen] * side)
-        fill = torch.lerp(fill, ground, 0.8 * self.texture * shade[:, None])
-        return (torch.lerp(image, fill, cover[:, None]).clamp_(0, 1) * 255).round_().to(torch.uint8)
-
-    def _colours(self, scene: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The colours of shape and background, each [n, 3, 1, 1], a little off the named ones."""
-        tint = scene["tint"]
-        fill = torch.tensor([list(row.values()) for row in FILLS])[scene["dark"], scene["fill"]]
-        ground = torch.tensor(list(GROUNDS.values()))[scene["ground"]]
-        fill = fill + tint[:, :3] * torch.tensor([0.04, 0.1, 0.1])
-        ground = ground + tint[:, 3:] * torch.tensor([0.0, 0.0, 0.2])
-        return _rgb(fill.clamp_(0, 1)), _rgb(ground)
+    def _add(self, image: Tensor, scene: dict[str, Tensor], k: int) -> None:
+        """Draw figure k of each scene over the images [n, 3, S, S], in place."""
+        axis = (torch.arange(self.image_size) + 0.5) / self.image_size
+        for label, name in enumerate(self.classes):
+            at = ((scene["shape"] == label) & scene["present"][:, k]).nonzero()[:, 0]
+            one = {key: scene[key][at, k][:, None, None] for key in ("size", "turn", "slant", "period")}
+            radius, pixels = one["size"] / 2, one["size"] / 2 * self.image_size
+            # Into the figure's own frame: its centre at 0, its radius 1.
+            place = scene["place"][at, k, :, None, None]
+            x, y = _turned((axis - place[:, 0]) / radius, (axis[:, None] - place[:, 1]) / radius, one["turn"])
+            across, down = _turned(x / one["period"], y / one["period"], one["slant"])
+            shade = torch.zeros_like(x)
+            for texture in range(1, len(TEXTURES)):
+                some = scene["texture"][at, k] == texture
+                shade[some] = _pattern(texture, across[some], down[some], (one["period"] * pixels)[some])
+            dark = scene["dark"][at]
+            hsv = torch.tensor([list(colours.values()) for colours in FILLS])[dark, scene["fill"][at, k]]
+            fill = _rgb((hsv + scene["tint"][at, k]).clamp_(0, 1))
+            fill = torch.lerp(fill, dark[:, None, None, None].float(), 0.7 * self.texture * shade[:, None])
+            cover = (0.5 - _distance(name, x, y) * pixels).clamp_(0, 1)
+            image[at] = torch.lerp(image[at], fill, cover[:, None])
 
     def _captions(self, scene: dict[str, Tensor]) -> list[list[str]]:
         captions = []
-        for shape, dark, fill, ground, texture, size, (x, y) in zip(
-            *(scene[k].tolist() for k in ("shape", "dark", "fill", "ground", "texture", "size", "place")), strict=True
+        for shape, dark, ground, others, fills, textures, sizes, places in zip(
+            *(scene[k].tolist() for k in ("shape", "dark", "ground", "present", "fill", "texture", "size", "place")), strict=True
         ):
-            extent = "small" if size < 0.5 else "medium-sized" if size < 0.63 else "large"
+            (x, y), size = places[0], sizes[0]
+            extent = "small" if size < 0.45 else "medium-sized" if size < 0.53 else "large"
             down = "top" if y < 0.43 else "bottom" if y > 0.57 else ""
             across = "left" if x < 0.43 else "right" if x > 0.57 else ""
             place = f"at the {down} {across}".replace("  ", " ").rstrip() if down or across else "in the centre"
-            colour, back = list(FILLS[dark])[fill], list(GROUNDS)[ground]
-            what = f"a {extent} {colour} {TEXTURES[texture]} {self.classes[shape]}"
-            captions.append([f"{what} {place} on a {back} background"])
+            colour, back = list(FILLS[dark])[fills[0]], list(BACKGROUNDS[dark])[ground]
+            what = f"a {extent} {colour} {TEXTURES[textures[0]]} {self.classes[shape]}"
+            company = " with smaller ones" if any(others[1:]) else ""
+            captions.append([f"{what} {place}{company} on a {back} background"])
         return captions

@@ -1,0 +1,63 @@
+"""The floors of the house: an import may only point downwards."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "ssl_zoo"
+FLOORS = {
+    "cli": 5, "train": 5, "verbs": 5, "config": 5, "__main__": 5,
+    "callbacks": 4, "export": 4, "reports": 4,
+    "methods": 3,
+    "data": 2, "augment": 2, "evaluation": 2,
+    "nn": 1, "collapse": 1, "optim": 1, "distributed": 1,
+    "errors": 0, "__init__": 0,
+}  # fmt: skip
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(file):
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_point_downwards(file):
+    floor = FLOORS[room(file)]
+    for name in imports(file):
+        top, *rest = name.split(".")
+        if top == "ssl_zoo" and rest:
+            assert FLOORS[rest[0]] <= floor, f"{file} imports {name} from a higher floor"
+            if room(file) == "methods" and rest[0] == "methods":
+                assert rest[1:] == ["base"], f"{file} imports another method"
+        if top in ("hydra", "omegaconf"):
+            assert floor == 5, f"{file} imports {top}"
+        if top in ("lightning", "pytorch_lightning"):
+            assert floor >= 3, f"{file} imports {top}"
+
+
+def test_methods_stay_short():
+    for file in (PACKAGE / "methods").glob("*.py"):
+        assert len(file.read_text().splitlines()) <= 120, file
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, ssl_zoo, ssl_zoo.cli, ssl_zoo.config; print([m for m in ('torch', 'lightning', 'timm', 'wandb') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_reports_need_no_torch():
+    code = "import sys, ssl_zoo.reports.html, ssl_zoo.reports.summary; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.stdout.strip() == "False", done.stderr

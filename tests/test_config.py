@@ -1,0 +1,210 @@
+"""Composition, and the answers to what cannot work."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from omegaconf import OmegaConf
+
+from ssl_zoo.config import compose, conf_dir, expand, load_run, nearest, plain, run_name
+from ssl_zoo.errors import UserError
+
+
+@pytest.fixture
+def user_conf(tmp_path):
+    def write(name, text):
+        file = tmp_path / "conf" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return [str(tmp_path / "conf")]
+
+    return write
+
+
+# ---------------------------------------------------------------------------------------------- composition
+def test_defaults_and_the_optimizer_that_suits_the_backbone():
+    config = compose("train", [])
+    assert (config.optimizer.name, config.trainer.max_epochs) == ("sgd", config.epochs)
+    assert compose("train", ["backbone=vit_s"]).optimizer.name == "adamw"
+    assert compose("train", ["backbone=timm", "backbone.name=swin_tiny_patch4_window7_224"]).optimizer.name == "adamw"
+    assert compose("train", ["backbone=vit_s", "optimizer=sgd"]).optimizer.name == "sgd"
+
+
+def test_every_method_x_backbone_x_dataset_composes():
+    groups = {g: [f.stem for f in (conf_dir() / g).glob("*.yaml")] for g in ("method", "backbone", "dataset")}
+    for m in groups["method"]:
+        for b in groups["backbone"]:
+            for d in groups["dataset"]:
+                extra = ["dataset.path=."] * (d in ("folder", "parquet")) + ["backbone.name=resnet18"] * (b == "timm")
+                assert compose("train", [f"method={m}", f"backbone={b}", f"dataset={d}", *extra]).method
+
+
+def test_a_recipe_is_picked_up_by_itself_and_the_command_line_wins(user_conf):
+    text = "# @package _global_\nepochs: 7\noptimizer: {name: lars, base_lr: 9.0}\n"
+    dirs = user_conf("recipe/simclr-vit_s-cifar10.yaml", text)
+    command = ["method=simclr", "backbone=vit_s", "dataset=cifar10"]
+    config = compose("train", command, dirs)
+    assert (config.epochs, config.optimizer.name, config.optimizer.base_lr) == (7, "lars", 9.0)
+    assert compose("train", [*command, "epochs=3"], dirs).epochs == 3
+    assert compose("train", [*command, "optimizer.base_lr=1"], dirs).optimizer.base_lr == 1
+    chosen = compose("train", [*command, "optimizer=adamw"], dirs)  # a group on the command line is not retuned
+    assert (chosen.epochs, chosen.optimizer.name, chosen.optimizer.base_lr) == (7, "adamw", 5e-4)
+    assert compose("train", [*command, "recipe=none"], dirs).epochs == 100
+    assert compose("train", ["dataset=cifar10", "backbone=vit_s", "recipe=simclr-vit_s-cifar10"], dirs).epochs == 7
+
+
+def test_an_experiment_overrides_groups_and_values(user_conf):
+    dirs = user_conf("experiment/mine.yaml", "# @package _global_\ndefaults:\n  - override /backbone: vit_t\nepochs: 4\n")
+    config = compose("train", ["experiment=mine"], dirs)
+    assert (config.epochs, config.optimizer.name, config.backbone.name) == (4, "adamw", "vit_tiny_patch16_224")
+    assert run_name(["experiment=mine"], dirs) == "simclr_vit_t_shapes"
+
+
+def test_open_tables_take_any_key():
+    config = compose("train", ["backbone=vit_s", "backbone.kwargs.drop_path_rate=0.1", "augment.view1.jitter.strength=0.7"])
+    assert config.backbone.kwargs.drop_path_rate == 0.1
+    assert config.augment.view1.jitter.strength == 0.7
+
+
+def test_run_names():
+    assert run_name(["backbone=vit_s", "dataset=cifar10"]) == "simclr_vit_s_cifar10"
+    assert run_name(["backbone=timm", "backbone.name=regnetx_002"]) == "simclr_regnetx_002_shapes"
+
+
+def test_multirun_expands_to_every_combination():
+    jobs = expand(["method=simclr", "backbone=resnet18,vit_s", "seed=0,1"])
+    assert len(jobs) == 4
+    assert ["method=simclr", "backbone=vit_s", "seed=1"] in jobs
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+ANSWERS = {
+    "metod=dino": "no key 'metod'; did you mean 'method'?",
+    "method=dnio": "There is no method 'dnio'",
+    "method=simlcr": "did you mean 'simclr'?",
+    "backbone=resnet81": "did you mean 'resnet18'?",
+    "trainer.max_epoch=3": "did you mean 'trainer.max_epochs'?",
+    "epoch=3": "did you mean 'epochs'?",
+    "dataset.subset=3": "did you mean 'data.subset'?",
+    "epochs=abc": "epochs takes a whole number",
+    "epochs=0": "epochs takes a whole number of at least 1",
+    "epochs=2.5": "epochs takes a whole number",
+    "batch_size=-4": "batch_size takes a whole number of at least 1",
+    "method.hidden_dim=wide": "method.hidden_dim=wide is text, but method.hidden_dim takes a whole number",
+    "method.sync_bn=3": "takes true or false",
+    "optimizer.base_lr=fast": "optimizer.base_lr takes a number",
+    "method.temperature=0": "method.temperature takes a number above 0",
+    "data.resident=maybe": "data.resident takes auto, true or false",
+    "augment.view1.flip=1.5": "augment.view1.flip=1.5 does not work: it takes a number from 0 to 1",
+    "augment.view1.crop.scale=[1,0.2]": "takes [a, b] with",
+    "augment.view1.crop.interpolation=nearst": "bilinear or bicubic",
+    "method._target_=ssl_zoo.methods.simclr.SimCRL": "did you mean 'ssl_zoo.methods.simclr.SimCLR'?",
+    "method._target_=os.system": "not from a trusted package",
+    "method._target_=nowhere.Thing": "not from a trusted package",
+    "dataset=folder": "dataset.path is needed: add dataset.path=",
+    "dataset=parquet dataset.path=/does/not/exist": "dataset.path=/does/not/exist does not exist",
+    "seed=0,1": "add -m",
+    "epochs": "neither a verb nor an override",
+    "epochs=[": "Cannot read 'epochs=['",
+    "recipe=nothing": "There is no recipe 'nothing'",
+    "~method": "method",
+}
+
+
+@pytest.mark.parametrize("words", ANSWERS)
+def test_bad_input_is_answered_in_one_sentence(words):
+    with pytest.raises(UserError) as e:
+        compose("train", words.split())
+    assert ANSWERS[words] in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_unknown_keys_in_the_users_own_files_are_found(user_conf):
+    dirs = user_conf("experiment/typo.yaml", "# @package _global_\noptimizer: {base_rl: 3}\n")
+    with pytest.raises(UserError, match=r"did you mean 'optimizer\.base_lr'"):
+        compose("train", ["experiment=typo"], dirs)
+
+
+def test_own_packages_need_trust():
+    assert compose("train", ["method._target_=mypkg.Method", "trust=[mypkg]", "+x=1"]) if False else True
+    with pytest.raises(UserError, match="needs the package 'mypkg'"):
+        compose("train", ["method._target_=mypkg.Method", "trust=[mypkg]"])
+
+
+def test_trusted_names_do_not_lead_elsewhere():
+    from ssl_zoo.config import check_located
+
+    for target in ("torch.os.system", "torch.hub.load", "torch.load", "ssl_zoo.config.hydra.utils.get_method", "torch.nn.Nothing"):
+        with pytest.raises(UserError):
+            check_located({"_target_": target}, [])
+    check_located({"_target_": "torch.nn.Linear", "inner": [{"_target_": "ssl_zoo.nn.backbones.create"}]}, [])
+
+
+@pytest.mark.parametrize(("word", "hint"), [("metod", "method"), ("trainer.max_epoch", "trainer.max_epochs"), ("dataset.subset", "data.subset"), ("zzz", None)])
+def test_nearest(word, hint):
+    assert nearest(word, ["method", "epochs", "trainer.max_epochs", "trainer.max_steps", "data.subset", "dataset.seed"]) == hint
+
+
+def test_a_run_is_loaded_with_checked_changes(tmp_path):
+    OmegaConf.save(compose("train", ["epochs=3"]), tmp_path / "config.yaml")
+    assert load_run(str(tmp_path)).epochs == 3
+    assert load_run(str(tmp_path), ["epochs=9"]).epochs == 9
+    with pytest.raises(UserError, match="did you mean 'epochs'"):
+        load_run(str(tmp_path), ["epoch=9"])
+    with pytest.raises(UserError, match="epochs takes"):
+        load_run(str(tmp_path), ["epochs=x"])
+    with pytest.raises(UserError, match=f"did you mean run={re.escape(str(tmp_path))}"):
+        load_run(str(tmp_path.parent))
+    with pytest.raises(UserError, match="not a run folder"):
+        load_run("/nowhere")
+
+
+# ---------------------------------------------------------------------------------------------- the command
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["--version"], ["--cfg", "job"], ["list", "backbones"], ["-h"], ["eval", "--help"]])
+def test_quick_answers(cli, words):
+    done = cli(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("words", ["metod=dino", "pretran method=simclr", "--cgf job", "eval", "resume run=nowhere", "eval run=. protocol=knn",
+                                   "list metods", "preview images=0", "-m epochs=1,x", "report", "eval run=. protocol=knnn"])  # fmt: skip
+def test_bad_commands_exit_with_2_and_one_line(cli, words):
+    done = cli(*words.split())
+    assert done.returncode == 2, done.stdout
+    assert done.stderr.startswith("ssl-zoo: ")
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout
+
+
+def test_nothing_heavy_is_imported_for_an_error():
+    code = (
+        "import sys\nfrom ssl_zoo.cli import main\n"
+        "try: main(['epochs=abc'])\nexcept SystemExit as e: print(e.code, [m for m in ('torch', 'lightning', 'timm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "2 []", done.stderr
+
+
+def test_cfg_job_prints_yaml_that_composes_to_itself(cli):
+    done = cli("backbone=vit_s", "epochs=5", "--cfg", "job")
+    assert plain(OmegaConf.create(done.stdout)) == plain(compose("train", ["backbone=vit_s", "epochs=5"]))
+
+
+def test_config_keys_are_constructor_arguments():
+    import inspect
+
+    import hydra
+
+    for group in ("method", "backbone", "dataset"):
+        for file in (conf_dir() / group).glob("*.yaml"):
+            node = OmegaConf.load(file)
+            signature = inspect.signature(hydra.utils.get_object(node._target_)).parameters
+            base = inspect.signature(hydra.utils.get_object("ssl_zoo.methods.base.Method")).parameters
+            known = {**signature, **(base if group == "method" else {})}
+            assert set(node) - {"_target_"} <= set(known), file
+            if group == "method":
+                needed = {k for k, p in signature.items() if p.kind is not p.VAR_KEYWORD} - {"backbone"}
+                assert needed <= set(node), f"{file} lacks {needed - set(node)}"

@@ -1,0 +1,392 @@
+"""Sources, decoding, cache and loader, on images that people really have."""
+
+import io
+import json
+import multiprocessing as mp
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import needs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ssl_zoo.data import decode as D
+from ssl_zoo.data.downloads import Torchvision
+from ssl_zoo.data.folder import Folder
+from ssl_zoo.data.images import Images, held_out
+from ssl_zoo.data.loader import Loader, permutation
+from ssl_zoo.data.parquet import Parquet
+from ssl_zoo.data.shapes import Shapes
+from ssl_zoo.errors import UserError
+
+
+def picture(colour=(200, 30, 90), size=(40, 30), mode="RGB", form="PNG", **options):
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).convert(mode).save(out, form, **options)
+    return out.getvalue()
+
+
+def write(folder, name, data):
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+
+
+# ---------------------------------------------------------------------------------------------- decoding
+def test_every_kind_of_image_becomes_upright_rgb():
+    for mode, form in (("RGB", "JPEG"), ("L", "PNG"), ("CMYK", "JPEG"), ("P", "GIF"), ("1", "PNG"), ("RGBA", "PNG"), ("LA", "PNG")):
+        image = D.to_rgb(picture(mode=mode, form=form))
+        assert (image.mode, image.size) == ("RGB", (40, 30)), mode
+
+
+def test_transparency_is_laid_on_white_and_16_bits_are_scaled():
+    out = io.BytesIO()
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(out, "PNG")
+    assert D.to_rgb(out.getvalue()).getpixel((0, 0)) == (255, 255, 255)
+    out = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(out, "PNG")
+    assert D.to_rgb(out.getvalue()).getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_exif_orientation_is_applied():
+    image = Image.new("RGB", (40, 20), (255, 0, 0))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    out = io.BytesIO()
+    image.save(out, "JPEG", exif=exif)
+    assert D.to_rgb(out.getvalue()).size == (20, 40)
+
+
+def test_the_first_frame_of_an_animation():
+    out = io.BytesIO()
+    frames = [Image.new("RGB", (8, 8), c) for c in ((250, 0, 0), (0, 250, 0))]
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
+    assert D.to_rgb(out.getvalue()).getpixel((0, 0))[0] > 200
+
+
+def test_canvas_is_the_centre():
+    image = Image.new("RGB", (60, 20), (0, 0, 0))
+    image.paste((255, 255, 255), (20, 0, 40, 20))
+    assert D.fit(image, 20).min() == 255
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=300), st.integers(0, 5))
+def test_wild_bytes_are_an_image_or_a_reason(data, cut):
+    whole = picture()
+    for wild in (data, whole[: len(whole) // (cut + 1)], whole[:20] + data + whole[20:]):
+        result = D._decode_one(lambda wild=wild: wild, 16)
+        assert (isinstance(result, np.ndarray) and result.shape == (3, 16, 16)) or (isinstance(result, str) and result and "\n" not in result)
+
+
+# ---------------------------------------------------------------------------------------------- folder
+def test_class_folders(tmp_path):
+    for i in range(10):
+        write(tmp_path, f"{'cat' if i % 2 else 'dog'}/{i}.png", picture((20 * i, 0, 0)))
+    source = Folder(str(tmp_path))
+    train, test = source.load("train"), source.load("test")
+    assert source.classes == ["cat", "dog"]
+    assert (len(train), len(test)) == (9, 1)
+    assert train.image_size == 30
+    reds = torch.cat([train.pixels, test.pixels])[:, 0, 0, 0]
+    assert sorted(reds.tolist()) == [20 * i for i in range(10)]
+    assert all(int(label) == (0 if r // 20 % 2 else 1) for r, label in zip(train.pixels[:, 0, 0, 0].tolist(), train.labels, strict=True))
+    assert Folder(str(tmp_path), labels=False).load("train").labels is None
+
+
+@pytest.mark.parametrize("test_name", ["test", "val", "validation"])
+def test_split_folders(tmp_path, test_name):
+    for split, count in (("train", 4), (test_name, 2)):
+        for i in range(count):
+            write(tmp_path / split, f"c{i % 2}/{i}.jpg", picture(form="JPEG"))
+    source = Folder(str(tmp_path))
+    assert (len(source.load("train")), len(source.load("test"))) == (4, 2)
+    assert source.load("test").labels.tolist() == [0, 1]
+
+
+def test_unlabelled_nested_and_hidden_files(tmp_path):
+    write(tmp_path, "2020/05/a.JPG", picture(form="JPEG"))
+    write(tmp_path, "b.webp", picture(form="WEBP"))
+    write(tmp_path, ".hidden/c.png", picture())
+    write(tmp_path, "notes.txt", b"not an image")
+    source = Folder(str(tmp_path), test_share=0.5)
+    assert source.classes is None
+    assert len(source.load("train")) + len(source.load("test")) == 2
+    with pytest.raises(UserError, match="labels=true needs"):
+        Folder(str(tmp_path), labels=True)
+
+
+def test_one_sub_folder_is_not_a_class(tmp_path):
+    for i in range(3):
+        write(tmp_path, f"images/{i}.png", picture())
+    assert Folder(str(tmp_path)).classes is None
+
+
+def test_bad_files_are_counted_and_named(tmp_path, caplog):
+    for i in range(4):
+        write(tmp_path, f"{i}.png", picture())
+    write(tmp_path, "empty.png", b"")
+    write(tmp_path, "broken.jpg", b"\xff\xd8\xff nothing")
+    write(tmp_path, "cut.png", picture(size=(300, 300))[:200])
+    (tmp_path / "gone.png").symlink_to(tmp_path / "missing.png")
+    source = Folder(str(tmp_path))
+    train = source.load("train")
+    assert len(train) + len(source.load("test")) == 4
+    assert sorted(s.split(":")[0] for s in train.skipped) == ["broken.jpg", "cut.png", "empty.png", "gone.png"]
+    assert "4 of 8 files could not be read" in caplog.text
+
+
+def test_nothing_to_read_is_said(tmp_path):
+    with pytest.raises(UserError, match="is not a folder"):
+        Folder(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="There are no images"):
+        Folder(str(tmp_path)).load("train")
+    write(tmp_path, "a.png", b"")
+    with pytest.raises(UserError, match="None of the 1 files could be read"):
+        Folder(str(tmp_path)).load("train")
+
+
+def test_large_photographs_get_a_canvas(tmp_path):
+    write(tmp_path, "a.jpg", picture(size=(900, 700), form="JPEG"))
+    write(tmp_path, "b.jpg", picture(size=(600, 900), form="JPEG"))
+    images = Folder(str(tmp_path)).load("train")
+    assert (images.image_size, images.pixels.shape[-1]) == (224, 256)
+    images = Folder(str(tmp_path), image_size=96).load("train")
+    assert (images.image_size, images.pixels.shape[-1]) == (96, 96)
+
+
+# ---------------------------------------------------------------------------------------------- cache
+def test_the_cache_follows_the_content(tmp_path, monkeypatch):
+    write(tmp_path / "in", "a.png", picture((10, 0, 0)))
+    write(tmp_path / "in", "b.png", picture((10, 0, 0)))
+    cache = tmp_path / "cache"
+    load = lambda: Folder(str(tmp_path / "in"), cache=str(cache)).load("train").pixels  # noqa: E731
+    first = load()
+    monkeypatch.setattr(D, "_fill", lambda *a: pytest.fail("decoded twice"))
+    assert torch.equal(load(), first)
+    monkeypatch.undo()
+    before = os.stat(tmp_path / "in" / "a.png")
+    changed = picture((90, 0, 0))
+    write(tmp_path / "in", "a.png", changed)
+    write(tmp_path / "in", "b.png", changed)
+    os.utime(tmp_path / "in" / "a.png", (before.st_atime, before.st_mtime))
+    assert int(load()[0, 0, 0, 0]) == 90
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_damaged_cache_is_made_again(tmp_path):
+    write(tmp_path / "in", "a.png", picture((10, 0, 0)))
+    write(tmp_path / "in", "b.png", picture((10, 0, 0)))
+    cache = tmp_path / "cache"
+    load = lambda: Folder(str(tmp_path / "in"), cache=str(cache)).load("train").pixels  # noqa: E731
+    load()
+    folder = next(cache.iterdir())
+    (folder / "pixels.u8").write_bytes(b"short")
+    assert int(load()[0, 0, 0, 0]) == 10
+    (folder / "meta.json").write_text("{")
+    assert int(load()[0, 0, 0, 0]) == 10
+    assert [p.name for p in cache.iterdir()] == [folder.name]
+
+
+def _decode_there(folder, cache, queue):
+    queue.put(len(Folder(folder, cache=cache).load("train")))
+
+
+def test_two_processes_may_decode_at_once(tmp_path):
+    for i in range(30):
+        write(tmp_path / "in", f"{i}.png", picture((i, 0, 0)))
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_decode_there, args=(str(tmp_path / "in"), str(tmp_path / "cache"), queue)) for _ in range(2)]
+    for w in workers:
+        w.start()
+    assert [queue.get(timeout=120) for _ in workers] == [27, 27]
+    for w in workers:
+        w.join()
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path):
+    write(tmp_path / "in", "a.png", picture())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"set data\.cache"):
+        Folder(str(tmp_path / "in"), cache=str(tmp_path / "file" / "cache")).load("train")
+
+
+# ---------------------------------------------------------------------------------------------- parquet
+def write_parquet(file, rows, names=None, **columns):
+    image = [{"bytes": picture((10 * i, 0, 0), size=(16, 16)), "path": None} for i in range(rows)]
+    table = pa.table({"image": image, "label": [i % 2 for i in range(rows)], **columns})
+    if names:
+        info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, file, row_group_size=3)
+
+
+def test_hugging_face_layout(tmp_path):
+    for i in range(2):
+        write_parquet(tmp_path / "data" / f"train-0000{i}-of-00002.parquet", 8, ["cat", "dog"], captions=[["a cat", "one"]] * 8)
+    write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", 5, ["cat", "dog"])
+    source = Parquet(str(tmp_path))
+    train, test = source.load("train"), source.load("test")
+    assert (len(train), len(test)) == (16, 5)
+    assert train.classes == ["cat", "dog"]
+    assert train.labels.tolist() == [0, 1] * 8
+    assert train.pixels[:, 0, 0, 0].tolist() == [10 * i for i in range(8)] * 2
+    assert train.captions[3] == ["a cat", "one"]
+    assert test.captions is None
+
+
+def test_one_file_holds_its_test_images_out(tmp_path):
+    write_parquet(tmp_path / "some.parquet", 20)
+    source = Parquet(str(tmp_path / "some.parquet"), test_share=0.25)
+    train, test = source.load("train"), source.load("test")
+    assert (len(train), len(test)) == (15, 5)
+    assert train.classes == ["0", "1"]
+    assert not set(train.pixels[:, 0, 0, 0].tolist()) & set(test.pixels[:, 0, 0, 0].tolist())
+
+
+def test_text_labels_nulls_and_paths(tmp_path):
+    write(tmp_path, "x.png", picture((70, 0, 0), size=(16, 16)))
+    image = [{"bytes": picture(size=(16, 16)), "path": None}, {"bytes": None, "path": "x.png"}, None, {"bytes": None, "path": None}]
+    pq.write_table(pa.table({"image": image, "label": ["b", None, "a", "a"]}), tmp_path / "train.parquet")
+    source = Parquet(str(tmp_path), test_share=0.4)
+    images = source._load((tmp_path / "train.parquet",))
+    assert images.labels.tolist() == [1, -1]
+    assert int(images.pixels[1, 0, 0, 0]) == 70
+    assert len(images.skipped) == 2
+
+
+def test_bad_parquet_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"no \.parquet files"):
+        Parquet(str(tmp_path))
+    (tmp_path / "a.parquet").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        Parquet(str(tmp_path)).load("train")
+    pq.write_table(pa.table({"img": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"has no column 'image' but img: set dataset\.image_column"):
+        Parquet(str(tmp_path)).load("train")
+
+
+def test_real_cifar10_parquet():
+    source = Parquet(str(needs("cifar10")))
+    test = source.load("test")
+    assert test.pixels.shape == (10000, 3, 32, 32)
+    assert test.classes[:2] == ["airplane", "automobile"]
+    assert test.labels.bincount().tolist() == [1000] * 10
+
+
+def test_downloads_say_what_to_do_offline(tmp_path, monkeypatch):
+    def refuse(*a, **k):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", refuse)
+    with pytest.raises(UserError, match="connect once"):
+        Torchvision("CIFAR10", path=str(tmp_path)).load("train")
+    with pytest.raises(UserError, match="takes CIFAR10"):
+        Torchvision("MNIST")
+
+
+# ---------------------------------------------------------------------------------------------- images and loader
+def numbered(n, labels=True):
+    pixels = torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1).expand(n, 3, 8, 8).contiguous()
+    return Images(pixels, torch.arange(n) % 3 if labels else None, ["a", "b", "c"], 8)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(4, 200), st.integers(1, 16), st.integers(1, 4), st.integers(0, 5), st.integers(0, 3))
+def test_an_epoch_shows_each_image_at_most_once_over_all_ranks(n, batch, world, seed, epoch):
+    if n < batch * world:
+        return
+    shown = []
+    for r in range(world):
+        loader = Loader(numbered(n), batch, seed, rank=r, world_size=world)
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        assert len(batches) == len(loader) == n // (batch * world)
+        for b in batches:
+            assert len(b["index"]) == batch
+            assert torch.equal(b["image"][:, 0, 0, 0].long(), b["index"])
+            assert torch.equal(b["label"], b["index"] % 3)
+        shown += [int(i) for b in batches for i in b["index"]]
+    assert len(shown) == len(set(shown)) == n // (batch * world) * batch * world
+
+
+def test_epochs_and_seeds_give_other_orders():
+    assert torch.equal(permutation(0, 1, 50), permutation(0, 1, 50))
+    orders = {tuple(permutation(s, e, 50).tolist()) for s in range(3) for e in range(3)}
+    assert len(orders) == 9
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_a_loader_goes_on_where_it_was(stop):
+    images = numbered(50)
+    loader = Loader(images, 8, seed=1)
+    loader.set_epoch(2)
+    whole = [b["index"].tolist() for b in loader]
+    iterator = iter(loader)
+    for _ in range(stop):
+        next(iterator)
+    other = Loader(images, 8, seed=1)
+    other.load_state_dict(loader.state_dict())
+    other.set_epoch(2)
+    assert [b["index"].tolist() for b in other] == whole[stop:]
+    other.set_epoch(3)
+    assert len(list(other)) == 6
+
+
+def test_resident_and_mapped_give_the_same(tmp_path):
+    images = numbered(20)
+    a, b = Loader(images, 4, 0, resident=True), Loader(images, 4, 0, resident=False)
+    assert (a.resident, b.resident) == (True, False)
+    assert all(torch.equal(x["image"], y["image"]) for x, y in zip(a, b, strict=True))
+
+
+def test_fewer_images_than_a_batch_is_said():
+    with pytest.raises(UserError, match="10 training images, fewer than the global batch of 16: set batch_size=5 or less"):
+        Loader(numbered(10), 8, 0, world_size=2)
+
+
+def test_subset_and_statistics():
+    images = numbered(100)
+    assert len(images.head(7)) == 7
+    with pytest.raises(UserError, match=r"data\.subset=101 is more than the 100"):
+        images.head(101)
+    mean, std = images.statistics()
+    assert mean[0] == pytest.approx(49.5 / 255, rel=1e-4)
+    assert len(std) == 3
+    train, test = held_out(100, 0.2)
+    assert sorted([*train.tolist(), *test.tolist()]) == list(range(100))
+
+
+# ---------------------------------------------------------------------------------------------- shapes
+def test_shapes_are_deterministic_disjoint_and_labelled():
+    source = Shapes(train_size=300, test_size=100)
+    train, test = source.load("train"), source.load("test")
+    assert torch.equal(train.pixels, Shapes(train_size=300).load("train").pixels)
+    assert torch.equal(train.pixels[:50], Shapes(train_size=50).load("train").pixels)
+    assert not torch.equal(train.pixels, Shapes(train_size=300, seed=1).load("train").pixels)
+    both = torch.cat([train.pixels, test.pixels]).flatten(1)
+    assert len(both.unique(dim=0)) == 400
+    assert set(train.labels.tolist()) == set(range(len(train.classes)))
+    for label, captions in zip(train.labels.tolist(), train.captions, strict=True):
+        assert train.classes[label] in captions[0]
+
+
+@pytest.mark.parametrize("size", [16, 32, 64, 224])
+def test_shapes_come_in_any_size(size):
+    images = Shapes(image_size=size, train_size=3, test_size=2).load("train")
+    assert images.pixels.shape == (3, 3, size, size)
+    assert images.pixels.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("bad", [{"image_size": 8}, {"train_size": 0}, {"clutter": 2.0}, {"min_size": 0.9, "max_size": 0.3}])
+def test_shapes_refuse_bad_fields(bad):
+    with pytest.raises(UserError, match="shapes"):
+        Shapes(**bad)

@@ -1,0 +1,185 @@
+"""Whole runs through the command."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SMOKE, command
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    done = command(*SMOKE, "run=mine", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "mine", done
+
+
+def test_a_run_leaves_everything(finished):
+    run, done = finished
+    for name in ("config.yaml", "metrics.csv", "summary.json", "checkpoints/last.ckpt", "backbone.safetensors", "report.html",
+                 "figures/curves.png", "figures/health.png", "figures/map.png", "figures/neighbours.png", "figures/views.png"):  # fmt: skip
+        assert (run / name).stat().st_size > 0, name
+    assert not list(run.rglob("*.part"))
+    lines = done.stdout.strip().splitlines()
+    assert [line[:14].strip() for line in lines[-6:]] == ["kNN top-1", "linear probe", "health", "time", "weights", "report"]
+    assert not done.stderr.strip()
+
+
+def test_the_summary_holds_the_numbers(finished):
+    run, _ = finished
+    s = json.loads((run / "summary.json").read_text())
+    assert {"untrained", "raw_pixels"} == set(s["baselines"])
+    for value in (s["final"]["knn_top1"], s["final"]["linear_top1"], s["baselines"]["raw_pixels"]["knn_top1"], s["best"]["knn_top1"]):
+        assert 0 <= value <= 100
+    assert (s["epochs"], s["steps"], s["global_batch"], s["seed"]) == (2, 12, 32, 0)
+    assert s["stem"] == "3x3 stride 1, no max-pool"
+    assert s["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert s["speed"]["images_per_s"] > 0
+    assert s["verdict"]
+    assert s["command"].startswith("ssl-zoo experiment=smoke")
+
+
+def test_metrics_have_split_and_unit(finished):
+    run, _ = finished
+    with open(run / "metrics.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert {"step", "epoch", "train/loss", "train/lr", "eval/knn_top1", "eval/online_linear_top1", "health/effective_rank",
+            "health/feature_std", "health/alignment", "health/uniformity", "speed/images_per_s"} == set(rows[0])  # fmt: skip
+    steps = [int(r["step"]) for r in rows]
+    assert steps == sorted(set(steps))
+    assert [r["step"] for r in rows if r["eval/knn_top1"]] == ["5", "12"]
+
+
+def test_the_checkpoint_is_plain(finished):
+    run, _ = finished
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 12
+    weights = load_file(run / "backbone.safetensors")
+    assert all(torch.equal(weights[k.removeprefix("backbone.")], v) for k, v in state["state_dict"].items() if k.startswith("backbone."))
+
+
+def test_the_report_stands_alone(finished):
+    run, _ = finished
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert "http" not in page.replace("https://", "http") or "src=\"http" not in page
+    for word in ("raw pixels", "untrained", "Healthy", "ssl-zoo experiment=smoke"):
+        assert word in page
+    before = (run / "report.html").stat().st_mtime_ns
+    done = command("report", "run=mine", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    assert (run / "report.html").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear"])
+def test_eval_gives_the_numbers_of_the_summary(finished, protocol):
+    run, _ = finished
+    done = command("eval", "run=mine", f"protocol={protocol}", "evaluation.linear.max_iter=5", "evaluation.linear.l2=[0.01]", "device=cpu", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    key = f"{protocol}_top1"
+    found = json.loads((run / f"eval_{protocol}.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    assert found[key] == pytest.approx(summary["final"][key], abs=0.01)
+
+
+def test_a_run_is_never_written_over(finished):
+    run, _ = finished
+    done = command(*SMOKE, "run=mine", cwd=run.parent)
+    assert done.returncode == 2
+    assert "already holds a run" in done.stderr
+
+
+def test_the_same_seed_gives_the_same_weights(finished, cli, tmp_path):
+    run, _ = finished
+    assert cli(*SMOKE, "run=again").returncode == 0
+    a, b = load_file(run / "backbone.safetensors"), load_file(tmp_path / "again" / "backbone.safetensors")
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def test_preview(cli, tmp_path):
+    done = cli("preview", "dataset.train_size=20", "dataset.test_size=5", "images=3", "draws=2", "file=out/grid.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "out/grid.png"
+    assert (tmp_path / "out" / "grid.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_resumes_to_the_same_end(cli, tmp_path):
+    """Ctrl-C in the middle of an epoch, then resume: weights equal those of the run that was never stopped."""
+    words = [*SMOKE, "epochs=4", "evaluation.baselines=false", "evaluation.linear.final=false"]
+    assert cli(*words, "run=whole").returncode == 0
+    code = (
+        "import os, signal\nfrom ssl_zoo.callbacks.stop import Stop\nfrom ssl_zoo.cli import main\nbefore = Stop.on_train_batch_end\n"
+        "def at_step_9(self, trainer, *a):\n    if trainer.global_step == 9: os.kill(os.getpid(), signal.SIGINT)\n    before(self, trainer, *a)\n"
+        "Stop.on_train_batch_end = at_step_9\n"
+        f"main({[*words, 'run=cut']!r})"
+    )
+    cut = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)})
+    assert cut.returncode == 130, cut.stderr
+    assert "ssl-zoo resume run=cut" in cut.stderr
+    assert torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 9
+    done = cli("resume", "run=cut")
+    assert done.returncode == 0, done.stderr
+    a, b = (load_file(tmp_path / r / "backbone.safetensors") for r in ("whole", "cut"))
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+    losses = [[(r["step"], r["train/loss"]) for r in csv.DictReader(open(tmp_path / r / "metrics.csv")) if r["train/loss"]] for r in ("whole", "cut")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_a_finished_run_can_go_on_for_more_epochs(cli, tmp_path):
+    assert cli(*SMOKE, "run=a", "epochs=1").returncode == 0
+    done = cli("resume", "run=a", "epochs=2")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["steps"] == 12
+
+
+@pytest.mark.slow
+def test_multirun_goes_on_after_a_failed_job(cli, tmp_path):
+    done = cli("-m", *SMOKE, "batch_size=32,5000", "seed=0,1", "epochs=1", "out=many")
+    assert done.returncode == 1
+    assert "2 of 4 jobs finished; failed: 3, 4" in done.stdout
+    assert len(list((tmp_path / "many").rglob("summary.json"))) == 2
+    assert "fewer than the global batch of 5000" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(cli, tmp_path):
+    """DDP over gloo: one run folder, the learning rate of the global batch, different crops, equal weights."""
+    done = cli(*SMOKE, "trainer.devices=2", "trainer.strategy=ddp", "batch_size=16", "run=two", "epochs=1", "trainer.log_every_n_steps=1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("kNN top-1") == 1
+    s = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert (s["global_batch"], s["steps"], s["speed"]["devices"]) == (32, 6, 2)
+    with open(tmp_path / "two" / "metrics.csv", newline="") as f:
+        lr = max(float(r["train/lr"]) for r in csv.DictReader(f) if r["train/lr"])
+    assert cli(*SMOKE, "batch_size=32", "run=one", "epochs=1", "trainer.log_every_n_steps=1").returncode == 0
+    with open(tmp_path / "one" / "metrics.csv", newline="") as f:
+        assert lr == pytest.approx(max(float(r["train/lr"]) for r in csv.DictReader(f) if r["train/lr"]))
+
+
+@pytest.mark.slow
+def test_an_unlabelled_folder_trains(cli, tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 256, (32, 48, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.jpg")
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"no")
+    done = cli("dataset=folder", "dataset.path=photos", "backbone=tiny", "batch_size=16", "epochs=1", "method.hidden_dim=32", "run=r")
+    assert done.returncode == 0, done.stderr
+    assert "skipped: the images have no labels" in done.stdout
+    s = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert s["best"] is None
+    assert len(s["data"]["skipped"]) == 1
+    assert "no labels" in (tmp_path / "r" / "report.html").read_text()
+    refused = cli("eval", "run=r")
+    assert refused.returncode == 2
+    assert "needs labels" in refused.stderr
