@@ -30,7 +30,7 @@ what a run is composed of (ssl-zoo list <group> tells more)
 {groups}
 
 often changed
-  epochs=100  batch_size=256  seed=0  optimizer.base_lr=0.06  trainer.devices=1  data.subset=10000  run=runs/mine
+  epochs=100  batch_size=256  seed=0  optimizer.base_lr=0.3  trainer.devices=1  data.subset=10000  run=runs/mine
 
 options
   --cfg job            print the composed config and stop
@@ -146,8 +146,6 @@ def do_pretrain(words: list[str], options: dict[str, str]) -> int:
     if "cfg" in options:
         return show(config)
     name = run_name(words, config_dirs(options))
-    if config.run and (Path(config.run) / "config.yaml").exists():
-        raise UserError(f"run={config.run} already holds a run: choose another folder, or continue it with ssl-zoo resume run={config.run}.")
     from ssl_zoo.train import pretrain
 
     return finish(pretrain(config, name, command_line(words)))

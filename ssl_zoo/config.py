@@ -395,6 +395,8 @@ def load_run(run: str, overrides: list[str] = ()) -> DictConfig:  # type: ignore
         if not _known(known, o.key_or_group):
             raise unknown("key", o.key_or_group, _keys(known), listed=False)
         OmegaConf.update(config, o.key_or_group, o.value())
+        if o.key_or_group == "epochs":
+            config.trainer.max_epochs = o.value()
     check_values(plain(config), known)
     check_complete(config)
     return config

@@ -13,6 +13,7 @@ import hydra
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -22,7 +23,7 @@ from ssl_zoo.callbacks.evaluate import Evaluate, Judge
 from ssl_zoo.callbacks.loggers import build_loggers, sync_command
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.callbacks.progress import RunProgress
-from ssl_zoo.callbacks.stop import Stop
+from ssl_zoo.callbacks.stop import Stop, Stopped
 from ssl_zoo.callbacks.throughput import Throughput
 from ssl_zoo.config import check_located, plain
 from ssl_zoo.data.images import Images
@@ -52,10 +53,7 @@ def build(node: DictConfig, trust: list[str], **kwargs: Any) -> Any:
 
 def build_data(config: DictConfig) -> Data:
     source = build(config.dataset, config.trust)
-    train, test = source.load("train"), source.load("test")
-    if isinstance(train, tuple):
-        train, test = (Images(i, l, source.classes, i.shape[-1], c) for i, l, c in (train, test))
-    train = train.head(config.data.subset)
+    train, test = source.load("train").head(config.data.subset), source.load("test")
     if len(train) < 2 or len(test) < 1:
         raise UserError(f"There are {len(train)} training and {len(test)} test images: at least 2 and 1 are needed.")
     return Data(train, test, *train.statistics())
@@ -68,7 +66,7 @@ def build_augment(config: DictConfig, image_size: int, data: Data | None = None)
 
 def build_method(config: DictConfig, data: Data) -> Method:
     size = data.train.image_size
-    backbone = build(config.backbone, config.trust, image_size=size)
+    backbone = build(config.backbone, config.trust, image_size=size).to(memory_format=torch.channels_last)
     return build(
         config.method,
         config.trust,
@@ -110,12 +108,14 @@ def quieten() -> None:
 
 
 def run_folder(config: DictConfig, name: str) -> Path:
-    """A new folder for this run; an existing one with a finished or started run is never written over."""
+    """A new folder for this run; one that holds a run is never written over. Ranks above 0 only learn the name: they write nothing."""
     run = Path(config.run or Path(config.out) / name / time.strftime("%Y%m%d-%H%M%S"))
     if not config.run:
         base, n = run, 1
         while run.exists():
             run, n = base.with_name(f"{base.name}-{n}"), n + 1
+    if rank_zero_only.rank:
+        return run
     if (run / "config.yaml").exists():
         raise UserError(f"run={run} already holds a run: choose another folder, or continue it with ssl-zoo resume run={run}.")
     try:
@@ -133,7 +133,8 @@ def pretrain(config: DictConfig, name: str, command: str, resume: Path | None = 
     data = build_data(config)
     method = build_method(config, data)
     run = resume or run_folder(config, name)
-    OmegaConf.save(config, run / "config.yaml")
+    if not rank_zero_only.rank:
+        OmegaConf.save(config, run / "config.yaml")
     data_seconds = time.perf_counter() - started
 
     judge = Judge(data.train, data.test, data.mean, data.std, plain(config.evaluation), config.seed)
@@ -142,7 +143,7 @@ def pretrain(config: DictConfig, name: str, command: str, resume: Path | None = 
     evaluate = Evaluate(judge, run / "figures", probe)
     last = ModelCheckpoint(run / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     stop, speed = Stop(str(run / "checkpoints" / "last.ckpt")), Throughput()
-    trainer = build_trainer(config, run, [speed, *([probe] if probe else []), evaluate, RunProgress(), stop, last])
+    trainer = build_trainer(config, run, [speed, *([probe] if probe else []), evaluate, RunProgress(), last, stop])
     if trainer.is_global_zero and evaluate.unlabelled:
         print(f"kNN and linear probe are skipped: {evaluate.unlabelled}.")
     loader = Loader(
@@ -152,11 +153,12 @@ def pretrain(config: DictConfig, name: str, command: str, resume: Path | None = 
     trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)  # so that every epoch, and the shortest run, shows its loss
     if config.trainer.compile:
         method.backbone.compile()
-    trainer.fit(method, loader, ckpt_path=str(resume / "checkpoints" / "last.ckpt") if resume else None, weights_only=True)
+    try:
+        trainer.fit(method, loader, ckpt_path=str(resume / "checkpoints" / "last.ckpt") if resume else None, weights_only=True)
+    except Stopped:
+        raise KeyboardInterrupt(f"Stopped after step {trainer.global_step}; nothing is lost. Continue with: ssl-zoo resume run={run}") from None
     if not trainer.is_global_zero:
         return {}
-    if stop.stopped:
-        raise KeyboardInterrupt(f"Stopped after step {trainer.global_step}; nothing is lost. Continue with: ssl-zoo resume run={run}")
 
     about = {"name": name, "image_size": data.train.image_size, "mean": data.mean, "std": data.std, "backbone": plain(config.backbone)}
     save_backbone(method.evaluated, run / "backbone.safetensors", about)

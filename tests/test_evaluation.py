@@ -76,7 +76,7 @@ class Doubler(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm2d(3)
-        self.fixed = nn.BatchNorm2d(3).eval()
+        self.fixed = nn.BatchNorm2d(3)
 
     def forward(self, x):
         assert not self.norm.training
@@ -85,6 +85,7 @@ class Doubler(nn.Module):
 
 def test_extract_keeps_modes_and_statistics_and_centres():
     net = Doubler().train()
+    net.fixed.eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     pixels = torch.zeros(7, 3, 6, 6, dtype=torch.uint8)
     pixels[:, :, 1:5, 1:5] = 255

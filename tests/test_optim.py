@@ -42,7 +42,7 @@ def test_lars_scales_without_weight_decay_and_survives_zeros():
     optimizer = LARS([w], lr=0.5, momentum=0.0)
     w.grad = torch.full((2, 2), 7.0)
     optimizer.step()
-    assert float((1 - w).norm()) == pytest.approx(0.5 * 0.001 * 2)  # lr * trust * ||w||
+    assert float((1 - w).norm()) == pytest.approx(0.5 * 0.001 * 2, rel=1e-3)  # lr * trust * ||w||
     zero = nn.Parameter(torch.zeros(2, 2))
     optimizer = LARS([zero], lr=0.5, momentum=0.0)
     zero.grad = torch.ones(2, 2)
@@ -75,6 +75,6 @@ def test_optimizers_by_name():
     net = nn.Linear(3, 2)
     assert build_optimizer(net, {"name": "sgd", "momentum": 0.8, **BASE}, 1.0).param_groups[0]["momentum"] == 0.8
     assert isinstance(build_optimizer(net, {"name": "lars", **BASE}, 1.0), LARS)
-    assert build_optimizer(net, {"name": "adamw", "betas": [0.9, 0.95], **BASE}, 1.0).param_groups[0]["betas"] == [0.9, 0.95]
+    assert build_optimizer(net, {"name": "adamw", "betas": [0.9, 0.95], **BASE}, 1.0).param_groups[0]["betas"] == (0.9, 0.95)
     with pytest.raises(UserError, match=r"optimizer\.momentum does not apply to adamw"):
         build_optimizer(net, {"name": "adamw", "momentum": 0.9, **BASE}, 1.0)

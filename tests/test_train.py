@@ -38,7 +38,7 @@ def test_the_summary_holds_the_numbers(finished):
     for value in (s["final"]["knn_top1"], s["final"]["linear_top1"], s["baselines"]["raw_pixels"]["knn_top1"], s["best"]["knn_top1"]):
         assert 0 <= value <= 100
     assert (s["epochs"], s["steps"], s["global_batch"], s["seed"]) == (2, 12, 32, 0)
-    assert s["stem"] == "3x3 stride 1, no max-pool"
+    assert s["stem"] == "3x3 stride 2, no max-pool"
     assert s["versions"]["torch"] == torch.__version__.split("+")[0]
     assert s["speed"]["images_per_s"] > 0
     assert s["verdict"]

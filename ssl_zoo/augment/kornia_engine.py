@@ -53,4 +53,5 @@ class KorniaEngine(nn.Module):
         with torch.random.fork_rng(devices=[]), torch.autocast(images.device.type, enabled=False):
             torch.default_generator.manual_seed(seed)
             x = images.float() / 255
-            return [((view(x) - self.mean) / self.std).contiguous() for view in self.views]
+            # channels_last: convolutions are a third faster with it on CPUs, and on GPUs in half precision
+            return [((view(x) - self.mean) / self.std).contiguous(memory_format=torch.channels_last) for view in self.views]

@@ -84,7 +84,7 @@ class Evaluate(Callback):
         return (trainer.current_epoch + 1) % every == 0 and trainer.current_epoch + 1 < epochs
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.due(trainer) and not trainer.should_stop:
+        if self.due(trainer):
             module.log_dict(self.evaluate(module, self.judge.bank(), trainer.current_epoch + 1)[0])
 
     def evaluate(self, module: L.LightningModule, train: Images, epoch: int) -> tuple[dict[str, float], Tensor | None, Tensor]:
@@ -117,8 +117,6 @@ class Evaluate(Callback):
 
     # ------------------------------------------------------------------------------------ after
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.interrupted or any(getattr(c, "stopped", False) for c in trainer.callbacks):
-            return
         j = self.judge
         metrics, bank, queries = self.evaluate(module, j.train, trainer.current_epoch)
         for logger in trainer.loggers:

@@ -40,7 +40,8 @@ class RunProgress(ProgressBar):
             self.bar.update(self.task, completed=trainer.global_step, description=self._epoch(trainer), **facts)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self._enabled and trainer.is_global_zero and self.bar is None:
+        evaluated = any(getattr(c, "history", None) and c.history[-1]["epoch"] == trainer.current_epoch + 1 for c in trainer.callbacks)
+        if self._enabled and trainer.is_global_zero and self.bar is None and evaluated:
             self.console.print(f"{self._epoch(trainer)}  {self._facts(trainer)}")
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

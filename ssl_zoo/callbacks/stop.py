@@ -8,13 +8,17 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 
 
+class Stopped(Exception):
+    """Training ended on request and is saved. An exception, because a loop that merely stops would count its epoch as finished."""
+
+
 class Stop(Callback):
-    """On the first signal: finish the step, write `checkpoint`, leave. On the second: leave at once. One device only; under DDP
-    the ranks would stop at different steps.
+    """On the first signal: finish the step, write `checkpoint`, raise Stopped. On the second: leave at once. One device only;
+    under DDP the ranks would stop at different steps.
     """
 
     def __init__(self, checkpoint: str) -> None:
-        self.checkpoint, self.asked, self.stopped = checkpoint, False, False
+        self.checkpoint, self.asked = checkpoint, False
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -30,10 +34,9 @@ class Stop(Callback):
         self._restore()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
-        if self.asked and not self.stopped:
-            self.stopped = True
+        if self.asked:
             trainer.save_checkpoint(self.checkpoint)
-            trainer.should_stop = True
+            raise Stopped
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         self._restore()

@@ -1,8 +1,9 @@
 """The embedded data set `shapes`: captioned pictures of ten shapes, drawn when asked for, with nothing to download.
 
 An image is a function of (seed, split, index) alone: the first n images of a larger set are the set of n images. The
-scene does not depend on the image size either. All the shapes in an image are of one kind, which is the label, and differ
-in all else, so that two crops of an image share little besides the label.
+scene does not depend on the image size either. What tells two images apart, other than the shape, is what SimCLR's views
+vary: hue, place and size. Texture, turn, light and clutter survive the views and can identify an image, so learning the
+shape is harder with more of them.
 """
 
 import math
@@ -13,21 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_zoo.data.images import Images
+from ssl_zoo.errors import UserError
+
 SPLITS = ("train", "test")
 TEXTURES = ("solid", "striped", "dotted", "checked")
-# Name: hue, saturation, value in [0, 1]. Light fills go on dark backgrounds (the first row of each) and dark fills on pale
-# ones, so that the shapes stay visible in grayscale.
-FILLS = (
-    {"yellow": (0.14, 0.6, 0.85), "orange": (0.07, 0.5, 1.0), "pink": (0.93, 0.4, 1.0), "red": (0.0, 0.45, 1.0)},
-    {"red": (0.99, 0.9, 0.8), "green": (0.37, 0.85, 0.5), "blue": (0.61, 0.85, 0.8), "purple": (0.77, 0.75, 0.6)},
-)
-BACKGROUNDS = (
-    {"black": (0.0, 0.0, 0.05), "navy": (0.64, 0.7, 0.35), "dark green": (0.4, 0.7, 0.25), "maroon": (0.97, 0.7, 0.33)},
-    {"white": (0.0, 0.0, 1.0), "pale blue": (0.57, 0.2, 0.95), "pale green": (0.33, 0.2, 0.93), "beige": (0.1, 0.2, 0.95)},
-)
-FIGURES = 7  # the main shape and up to six companions
+COLOURS = {"red": 0.0, "orange": 0.08, "yellow": 0.16, "green": 0.34, "cyan": 0.5, "blue": 0.64, "purple": 0.77, "pink": 0.9}
 DISCS = 8  # at clutter 1
-UNIFORMS = 8 + 12 * FIGURES + 3 * DISCS  # numbers drawn per image; another count changes every image
+UNIFORMS = 16 + 3 * DISCS  # numbers drawn per image; another count changes every image
 PIXELS_PER_CHUNK = 1 << 18  # bounds the memory of the drawing whatever the number and the size of the images
 
 
@@ -103,46 +97,49 @@ def _rgb(hsv: Tensor) -> Tensor:
     return (value * (1 - saturation * torch.minimum(k, 4 - k).clamp_(0, 1)))[..., None, None]
 
 
+def _name(hue: float) -> str:
+    """The colour word nearest to a hue in [0, 1)."""
+    return min(COLOURS, key=lambda c: min(abs(hue - COLOURS[c]), 1 - abs(hue - COLOURS[c])))
+
+
 @dataclass
 class Shapes:
-    """A main shape and smaller companions of the same kind; the kind is the label, the caption tells of the main one.
+    """One shape per image; its kind is the label, the caption tells the rest.
 
-    companions: chance of each of six companions, 0 (none) to 1; clutter: small discs strewn behind the shapes, 0 (none) to
-    1 (up to eight); texture: contrast of the patterns on the shapes, 0 (all solid) to 1; background: share of the images
-    whose background is coloured and unevenly lit rather than plain black or white, 0 to 1; min_size, max_size: diameter of
-    the main shape as a share of the image's side, in (0, 1]; shift: how far the main shape leaves the centre, 0 to 1 (up to
-    the border); rotation: largest turn of a shape to either side in degrees, 0 to 180.
+    clutter: small discs strewn behind the shape, 0 (none) to 1 (up to eight); texture: contrast of the pattern on the
+    shape, 0 (all solid) to 1; background: unevenness of the light on the background, 0 (flat) to 1; colour: spread of the
+    hues, 0 (orange on blue) to 1 (any hue on its opposite); min_size, max_size: diameter of the shape as a share of the
+    image's side, in (0, 1]; shift: how far the shape leaves the centre, 0 to 1 (up to the border); rotation: largest turn
+    to either side in degrees, 0 to 180.
     """
 
     image_size: int = 32
-    train_size: int = 10000
-    test_size: int = 2000
+    train_size: int = 4000
+    test_size: int = 1000
     seed: int = 0
-    companions: float = 0.0
     clutter: float = 0.2
-    texture: float = 0.4
-    background: float = 0.8
-    min_size: float = 0.5
+    texture: float = 0.3
+    background: float = 0.3
+    colour: float = 1.0
+    min_size: float = 0.4
     max_size: float = 0.85
-    shift: float = 1.0
-    rotation: float = 15.0
+    shift: float = 0.7
+    rotation: float = 180.0
     classes: ClassVar[list[str]] = ["circle", "crescent", "ring", *POLYGONS]
 
     def __post_init__(self) -> None:
         for name, least in (("image_size", 16), ("train_size", 1), ("test_size", 1), ("seed", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"shapes: {name} is {getattr(self, name)}; set it to {least} or more.")
-        for name, most in (("companions", 1), ("clutter", 1), ("texture", 1), ("background", 1), ("shift", 1), ("rotation", 180)):
+                raise UserError(f"shapes: {name} is {getattr(self, name)}; set it to {least} or more.")
+        for name, most in (("clutter", 1), ("texture", 1), ("background", 1), ("colour", 1), ("shift", 1), ("rotation", 180)):
             if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"shapes: {name} is {getattr(self, name)}; set it to a number from 0 to {most}.")
+                raise UserError(f"shapes: {name} is {getattr(self, name)}; set it to a number from 0 to {most}.")
         if not 0 < self.min_size <= self.max_size <= 1:
             sizes = f"min_size is {self.min_size} and max_size {self.max_size}"
-            raise ValueError(f"shapes: {sizes}; choose them so that 0 < min_size <= max_size <= 1.")
+            raise UserError(f"shapes: {sizes}; choose them so that 0 < min_size <= max_size <= 1.")
 
-    def load(self, split: str) -> tuple[Tensor, Tensor, list[list[str]]]:
-        """Images uint8 [N, 3, S, S], labels int64 [N], and a list of captions (here one) for each image."""
-        if split not in SPLITS:
-            raise ValueError(f"shapes has no split {split!r}; ask for 'train' or 'test'.")
+    def load(self, split: str) -> Images:
+        """The "train" or "test" images, with labels, class names and one caption each."""
         count = self.train_size if split == "train" else self.test_size
         chunk = max(1, PIXELS_PER_CHUNK // self.image_size**2)
         # Only whole chunks are drawn: the length of a vector can change the last bit of a sine, hence a pixel.
@@ -155,86 +152,77 @@ class Shapes:
             images[start : start + chunk] = self._draw(scene)
             labels.append(scene["shape"])
             captions += self._captions(scene)
-        return images[:count].clone(), torch.cat(labels)[:count], captions[:count]
+        return Images(images[:count].clone(), torch.cat(labels)[:count], self.classes, self.image_size, captions[:count])
 
     def _scene(self, u: Tensor) -> dict[str, Tensor]:
         """What the uniform numbers [n, UNIFORMS] say is in each image; lengths are shares of the image's side."""
-        whole, figures, discs = u.split((8, 12 * FIGURES, 3 * DISCS), dim=1)
-        v = figures.unflatten(1, (FIGURES, 12))
-        size = self.min_size + (self.max_size - self.min_size) * v[..., 0]
-        size[:, 1:] = size[:, :1] * (0.45 + 0.25 * v[:, 1:, 0])
-        reach = torch.tensor([self.shift] + [1.0] * (FIGURES - 1))[:, None]
+        hue = 0.08 + self.colour * u[:, 4]
+        dark = u[:, 5] < 0.5  # whether the background is darker than the shape
+        shape_hsv = torch.stack([hue % 1, 0.75 + 0.2 * u[:, 6], torch.where(dark, 1.0, 0.55)], 1)
+        # the opposite hue: turning the hues of a whole image, as views do, then leaves nothing of its colours to know it by
+        ground_hsv = torch.stack([(hue + 0.5) % 1, torch.where(dark, 0.8, 0.35), torch.where(dark, 0.3, 1.0)], 1)
+        size = self.min_size + (self.max_size - self.min_size) * u[:, 1]
         return {
-            "shape": (whole[:, 0] * len(self.classes)).long(),
-            "dark": (whole[:, 1] * 0).long(),
-            "ground": (whole[:, 2] * 4).long() * 0,
-            "phase": whole[:, 3:5],
-            "check": 0.2 + 0.1 * whole[:, 5],
+            "shape": (u[:, 0] * len(self.classes)).long(),
             "size": size,
-            "place": 0.5 + reach * (1 - size[..., None]) * (v[..., 1:3] - 0.5),
-            "present": (v[..., 3] < self.companions) | (torch.arange(FIGURES) == 0),
-            "fill": (v[..., 4] * 4).long(),
-            "texture": (v[..., 5] * len(TEXTURES)).long() * (self.texture > 0),
-            "turn": math.radians(self.rotation) * (2 * v[..., 6] - 1),
-            "slant": math.pi * v[..., 7],
-            "period": 0.5 + 0.2 * v[..., 8],
-            "tint": (v[..., 9:12] - 0.5) * torch.tensor([0.04, 0.1, 0.1]),
-            "discs": discs.unflatten(1, (DISCS, 3)),
+            "place": 0.5 + self.shift * (1 - size[:, None]) * (u[:, 2:4] - 0.5),
+            "hue": hue % 1,
+            "dark": dark.float(),
+            "fill": _rgb(shape_hsv),
+            "ground": _rgb(ground_hsv),
+            "texture": (u[:, 8] * len(TEXTURES)).long() * (self.texture > 0),
+            "turn": math.radians(self.rotation) * (2 * u[:, 9] - 1),
+            "slant": math.pi * u[:, 10],
+            "period": 0.5 + 0.2 * u[:, 11],
+            "light": 2 * math.pi * u[:, 12],
+            "discs": u[:, 16:].unflatten(1, (DISCS, 3)),
         }
 
     def _draw(self, scene: dict[str, Tensor]) -> Tensor:
         """The images uint8 [n, 3, S, S] of a scene."""
-        side, dark = self.image_size, scene["dark"]
-        axis = (torch.arange(side) + 0.5) / side
+        axis = (torch.arange(self.image_size) + 0.5) / self.image_size
         row, column = axis[:, None], axis
-        ground = _rgb(torch.tensor([list(colours.values()) for colours in BACKGROUNDS])[dark, scene["ground"]])
-        x, y = ((p - scene["phase"][:, i, None, None]) / scene["check"][:, None, None] for i, p in enumerate((column, row)))
-        step = torch.where(dark.bool(), -0.45, 0.45)[:, None, None, None] * self.background
-        image = ground + step * _pattern(3, x, y, scene["check"][:, None, None] * side)[:, None]
-        toward = torch.where(dark.bool(), -0.25, 0.35)[:, None, None, None]
+        light = scene["light"][:, None, None]
+        slope = torch.cos(light) * (column - 0.5) + torch.sin(light) * (row - 0.5)
+        image = scene["ground"] * (1 + 0.5 * self.background * slope[:, None])
+        speck = scene["ground"] + (scene["dark"] - 0.5)[:, None, None, None] * 0.5
         for disc in scene["discs"][..., None, None].unbind(1):
             across, down, presence = disc.unbind(1)
             width = torch.where(presence < self.clutter, 0.025 + 0.03 * presence / max(self.clutter, 1e-6), -1.0)
-            cover = (0.5 + side * (width - torch.hypot(column - across, row - down))).clamp_(0, 1)
-            image = torch.lerp(image, ground + toward, cover[:, None])
-        for k in reversed(range(FIGURES)):  # the main shape last, in front of its companions
-            self._add(image, scene, k)
+            cover = (0.5 + self.image_size * (width - torch.hypot(column - across, row - down))).clamp_(0, 1)
+            image = torch.lerp(image, speck, cover[:, None])
+        for label, name in enumerate(self.classes):
+            at = (scene["shape"] == label).nonzero()[:, 0]
+            image[at] = self._add(image[at], {k: v[at] for k, v in scene.items()}, name, column, row)
         return (image.clamp_(0, 1) * 255).round_().to(torch.uint8)
 
-    def _add(self, image: Tensor, scene: dict[str, Tensor], k: int) -> None:
-        """Draw figure k of each scene over the images [n, 3, S, S], in place."""
-        axis = (torch.arange(self.image_size) + 0.5) / self.image_size
-        for label, name in enumerate(self.classes):
-            at = ((scene["shape"] == label) & scene["present"][:, k]).nonzero()[:, 0]
-            one = {key: scene[key][at, k][:, None, None] for key in ("size", "turn", "slant", "period")}
-            radius, pixels = one["size"] / 2, one["size"] / 2 * self.image_size
-            # Into the figure's own frame: its centre at 0, its radius 1.
-            place = scene["place"][at, k, :, None, None]
-            x, y = _turned((axis - place[:, 0]) / radius, (axis[:, None] - place[:, 1]) / radius, one["turn"])
-            across, down = _turned(x / one["period"], y / one["period"], one["slant"])
-            shade = torch.zeros_like(x)
-            for texture in range(1, len(TEXTURES)):
-                some = scene["texture"][at, k] == texture
-                shade[some] = _pattern(texture, across[some], down[some], (one["period"] * pixels)[some])
-            dark = scene["dark"][at]
-            hsv = torch.tensor([list(colours.values()) for colours in FILLS])[dark, scene["fill"][at, k]]
-            fill = _rgb((hsv + scene["tint"][at, k]).clamp_(0, 1))
-            fill = torch.lerp(fill, dark[:, None, None, None].float(), 0.7 * self.texture * shade[:, None])
-            cover = (0.5 - _distance(name, x, y) * pixels).clamp_(0, 1)
-            image[at] = torch.lerp(image[at], fill, cover[:, None])
+    def _add(self, image: Tensor, scene: dict[str, Tensor], name: str, column: Tensor, row: Tensor) -> Tensor:
+        """Draw the named shape over the images [n, 3, S, S]."""
+        radius, turn, slant, period = (scene[k][:, None, None] for k in ("size", "turn", "slant", "period"))
+        radius = radius / 2
+        pixels = radius * self.image_size
+        place = scene["place"][:, :, None, None]
+        # Into the shape's own frame: its centre at 0, its radius 1.
+        x, y = _turned((column - place[:, 0]) / radius, (row - place[:, 1]) / radius, turn)
+        across, down = _turned(x / period, y / period, slant)
+        shade = torch.zeros_like(x)
+        for texture in range(1, len(TEXTURES)):
+            some = scene["texture"] == texture
+            shade[some] = _pattern(texture, across[some], down[some], (period * pixels)[some])
+        away = scene["dark"][:, None, None, None]  # the pattern leans away from the background
+        fill = torch.lerp(scene["fill"].expand(-1, 3, *shade.shape[1:]), away, 0.7 * self.texture * shade[:, None])
+        cover = (0.5 - _distance(name, x, y) * pixels).clamp_(0, 1)
+        return torch.lerp(image, fill, cover[:, None])
 
     def _captions(self, scene: dict[str, Tensor]) -> list[list[str]]:
         captions = []
-        for shape, dark, ground, others, fills, textures, sizes, places in zip(
-            *(scene[k].tolist() for k in ("shape", "dark", "ground", "present", "fill", "texture", "size", "place")), strict=True
-        ):
-            (x, y), size = places[0], sizes[0]
-            extent = "small" if size < 0.45 else "medium-sized" if size < 0.53 else "large"
+        columns = (scene[k].tolist() for k in ("shape", "hue", "texture", "size", "place"))
+        third = (self.max_size - self.min_size) / 3
+        for shape, hue, texture, size, (x, y) in zip(*columns, strict=True):
+            extent = "small" if size < self.min_size + third else "large" if size > self.max_size - third else "medium-sized"
             down = "top" if y < 0.43 else "bottom" if y > 0.57 else ""
             across = "left" if x < 0.43 else "right" if x > 0.57 else ""
-            place = f"at the {down} {across}".replace("  ", " ").rstrip() if down or across else "in the centre"
-            colour, back = list(FILLS[dark])[fills[0]], list(BACKGROUNDS[dark])[ground]
-            what = f"a {extent} {colour} {TEXTURES[textures[0]]} {self.classes[shape]}"
-            company = " with smaller ones" if any(others[1:]) else ""
-            captions.append([f"{what} {place}{company} on a {back} background"])
+            place = f"at the {' '.join(w for w in (down, across) if w)}" if down or across else "in the centre"
+            what = f"{extent} {_name(hue)} {TEXTURES[texture]} {self.classes[shape]}"
+            captions.append([f"a {what} {place} on a {_name((hue + 0.5) % 1)} background"])
         return captions

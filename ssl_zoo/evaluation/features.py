@@ -60,8 +60,8 @@ def backbone_width(backbone: nn.Module, device: torch.device | str) -> Tensor:
 
 
 def raw_pixels(pixels: Tensor, size: int) -> Tensor:
-    """Images as their own features: centred pixels [N, 3 S S] with the mean grey removed; shrunk to 32 px where larger."""
+    """Images as their own features: the pixels of the centre crop, [N, 3 S S] on [0, 1]; shrunk to 32 px where larger."""
     x = centre(pixels, size)
     if size > 32:
         x = torch.nn.functional.interpolate(x, 32, mode="bilinear", antialias=True)
-    return x.flatten(1) - x.mean()
+    return x.flatten(1)

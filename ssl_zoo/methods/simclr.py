@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ssl_zoo.distributed import gather, rank
 from ssl_zoo.methods.base import Method
 from ssl_zoo.nn.heads import mlp
-from ssl_zoo.nn.precision import in_float32
+from ssl_zoo.nn.numerics import in_float32, unit
 
 
 @in_float32
@@ -28,7 +28,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     Under torch.distributed the candidates are the views of the global batch N, and the mean over ranks is the global loss.
     """
     B = len(z1)
-    own = F.normalize(torch.cat([z1, z2]), dim=-1)                       # [2B, D] anchors of this rank
+    own = unit(torch.cat([z1, z2]))                                      # [2B, D] anchors of this rank
     every = torch.cat([gather(own[:B]), gather(own[B:])])                # [2N, D] candidates
     sim = own @ every.T / temperature                                    # [2B, 2N]
     first = torch.arange(B, device=z1.device) + rank() * B               # where own first views stand among the candidates

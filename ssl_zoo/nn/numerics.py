@@ -21,3 +21,9 @@ def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return loss(*map(raised, args), **{k: raised(v) for k, v in kwargs.items()})
 
     return exact
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows [..., D] divided by their length. A zero row has no direction: it stays zero and gets no gradient."""
+    norm = x.norm(dim=-1, keepdim=True)
+    return x / norm.masked_fill(norm < 1e-12, torch.inf)
