@@ -173,7 +173,9 @@ def do_eval(words: list[str], options: dict[str, str]) -> int:
         return show(config)
     trained = load_run(config.run)
     if not (Path(config.run) / "backbone.safetensors").is_file():
-        raise UserError(f"{config.run} has no backbone.safetensors yet: let the run finish, or continue it with ssl-zoo resume run={config.run}.")
+        raise UserError(
+            f"{config.run} has no backbone.safetensors yet: let the run finish, or continue it with ssl-zoo resume run={config.run}."
+        )
     from ssl_zoo.verbs import evaluate_run
 
     for key, value in evaluate_run(config, trained).items():

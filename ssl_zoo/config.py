@@ -170,17 +170,15 @@ def check_target(key: str, target: str, trust: Iterable[str]) -> None:
     """Refuse a `_target_` outside the trusted packages, or one that ssl_zoo does not have; nothing is imported."""
     if not any(target.startswith(f"{prefix}.") for prefix in (*TRUSTED, *trust)):
         raise UserError(
-            f"{key}={target} is not from a trusted package ({', '.join(TRUSTED)}): "
-            f"if it is your own, add trust=[{target.split('.')[0]}]."
+            f"{key}={target} is not from a trusted package ({', '.join(TRUSTED)}): if it is your own, add trust=[{target.split('.')[0]}]."
         )
-    package, _, name = target.rpartition(".")
     if importlib.util.find_spec(target.split(".")[0]) is None:
         raise UserError(f"{key}={target} needs the package '{target.split('.')[0]}', which is not installed.")
     if not target.startswith("ssl_zoo."):
         return
     known = _names_of_ssl_zoo()
     if target not in known:
-        hint = nearest(target, known) or nearest(name, known)
+        hint = nearest(target, known) or nearest(target.rpartition(".")[2], known)
         raise UserError(f"{key}={target} names nothing that exists" + (f"; did you mean '{hint}'?" if hint else "."))
 
 
@@ -282,7 +280,7 @@ def compose(name: str, overrides: list[str], config_dirs: Iterable[str] = ()) ->
 
 def _compose(name: str, overrides: list[Override], loader: ConfigLoader) -> DictConfig:
     groups, values = _split(overrides, loader, multirun=False)
-    lines = [o.input_line for o in groups]
+    lines = [str(o.input_line) for o in groups]
     first = hydra.compose(name, lines, return_hydra_config=True)
     choices = {g: c for g, c in first.hydra.runtime.choices.items() if not g.startswith("hydra/")}
     chosen = {o.key_or_group for o in groups}
@@ -299,7 +297,7 @@ def _compose(name: str, overrides: list[Override], loader: ConfigLoader) -> Dict
         if not is_new and not o.is_delete() and not _known(known, key):
             raise unknown("key", key, [*_keys(known), *choices], listed=False)
         free = not is_new and not o.is_delete() and OmegaConf.select(reference, key) is None
-        final.append(f"++{o.input_line}" if free and _parent_is_free(known, key) else o.input_line)
+        final.append(f"++{o.input_line}" if free and _parent_is_free(known, key) else str(o.input_line))
     config = hydra.compose(name, [*lines, *final])
     kept = [g for g in chosen - set(NAMES_A_RECIPE) if g in config]
     if kept and "~recipe" in untuned:  # a group named on the command line is not retuned by the recipe
@@ -364,7 +362,7 @@ def run_name(overrides: list[str], config_dirs: Iterable[str] = ()) -> str:
     """<method>_<backbone>_<dataset> of a command that composes."""
     with _hydra(config_dirs) as loader:
         groups, values = _split(parse(overrides), loader, multirun=False)
-        choices = hydra.compose("train", [o.input_line for o in groups], return_hydra_config=True).hydra.runtime.choices
+        choices = hydra.compose("train", [str(o.input_line) for o in groups], return_hydra_config=True).hydra.runtime.choices
     parts = [str(choices[g]) for g in ("method", "backbone", "dataset")]
     if parts[1] == "timm":
         parts[1] = next((str(o.value()) for o in values if o.key_or_group == "backbone.name"), "timm")
@@ -406,4 +404,3 @@ def choice_names(group: str) -> dict[str, str]:
     """The options of a group and the first comment line of each file."""
     files = sorted((conf_dir() / group).glob("*.yaml"))
     return {f.stem: f.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for f in files}
-

@@ -147,7 +147,13 @@ def pretrain(config: DictConfig, name: str, command: str, resume: Path | None = 
     if trainer.is_global_zero and evaluate.unlabelled:
         print(f"kNN and linear probe are skipped: {evaluate.unlabelled}.")
     loader = Loader(
-        data.train, config.batch_size, config.seed, trainer.strategy.root_device, trainer.global_rank, trainer.world_size, config.data.resident
+        data.train,
+        config.batch_size,
+        config.seed,
+        trainer.strategy.root_device,
+        trainer.global_rank,
+        trainer.world_size,
+        config.data.resident,
     )
     steps = len(loader) if trainer.max_steps < 0 else min(len(loader), trainer.max_steps)
     trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)  # so that every epoch, and the shortest run, shows its loss
@@ -156,7 +162,9 @@ def pretrain(config: DictConfig, name: str, command: str, resume: Path | None = 
     try:
         trainer.fit(method, loader, ckpt_path=str(resume / "checkpoints" / "last.ckpt") if resume else None, weights_only=True)
     except Stopped:
-        raise KeyboardInterrupt(f"Stopped after step {trainer.global_step}; nothing is lost. Continue with: ssl-zoo resume run={run}") from None
+        raise KeyboardInterrupt(
+            f"Stopped after step {trainer.global_step}; nothing is lost. Continue with: ssl-zoo resume run={run}"
+        ) from None
     if not trainer.is_global_zero:
         return {}
 
@@ -188,5 +196,3 @@ def config_hash(config: DictConfig) -> str:
     """A hash of everything that decides the result: the config without where it is written."""
     decisive = {k: v for k, v in plain(config).items() if k not in ("run", "out", "logger")}
     return hashlib.blake2b(json.dumps(decisive, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-
-

@@ -52,7 +52,9 @@ def test_methods_stay_short():
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, ssl_zoo, ssl_zoo.cli, ssl_zoo.config; print([m for m in ('torch', 'lightning', 'timm', 'wandb') if m in sys.modules])"
+    code = (
+        "import sys, ssl_zoo, ssl_zoo.cli, ssl_zoo.config; print([m for m in ('torch', 'lightning', 'timm', 'wandb') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.stdout.strip() == "[]", done.stderr
 

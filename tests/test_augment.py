@@ -18,7 +18,16 @@ PLAIN = ((0.0,) * 3, (1.0,) * 3)
 
 def view(size=32, **changes):
     """SimCLR's view with everything random off but `changes`."""
-    off = {"flip": 0.0, "gray": 0.0, "jitter_p": 0.0, "blur_p": 0.0, "solarize_p": 0.0, "scale": (1.0, 1.0), "ratio": (1.0, 1.0), "interpolation": "bilinear"}
+    off = {
+        "flip": 0.0,
+        "gray": 0.0,
+        "jitter_p": 0.0,
+        "blur_p": 0.0,
+        "solarize_p": 0.0,
+        "scale": (1.0, 1.0),
+        "ratio": (1.0, 1.0),
+        "interpolation": "bilinear",
+    }
     spec = resolve(VIEW, size)
     return type(spec)(**{**vars(spec), **off, **changes})
 
@@ -94,7 +103,9 @@ def test_views_are_reproducible_and_differ(images):
     assert len(same.flatten(1).unique(dim=0)) == 16
 
 
-@pytest.mark.parametrize(("size", "blur", "strength", "interpolation"), [(32, 0.0, 0.4, "bilinear"), (64, 0.5, 0.4, "bilinear"), (224, 0.5, 0.8, "bicubic")])
+@pytest.mark.parametrize(
+    ("size", "blur", "strength", "interpolation"), [(32, 0.0, 0.4, "bilinear"), (64, 0.5, 0.4, "bilinear"), (224, 0.5, 0.8, "bicubic")]
+)
 def test_simclr_views_at_three_sizes(size, blur, strength, interpolation):
     v = resolve(VIEW, size)
     assert (v.size, v.blur_p, v.brightness, v.interpolation) == (size, blur, strength, interpolation)

@@ -81,7 +81,9 @@ def test_wild_bytes_are_an_image_or_a_reason(data, cut):
     whole = picture()
     for wild in (data, whole[: len(whole) // (cut + 1)], whole[:20] + data + whole[20:]):
         result = D._decode_one(lambda wild=wild: wild, 16)
-        assert (isinstance(result, np.ndarray) and result.shape == (3, 16, 16)) or (isinstance(result, str) and result and "\n" not in result)
+        assert (isinstance(result, np.ndarray) and result.shape == (3, 16, 16)) or (
+            isinstance(result, str) and result and "\n" not in result
+        )
 
 
 # ---------------------------------------------------------------------------------------------- folder

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,12 @@ import pytest
 import torch
 from conftest import ROOT, SMOKE, command
 from safetensors.torch import load_file
+
+
+def rows(run):
+    """metrics.csv as a list of dicts."""
+    with open(run / "metrics.csv", newline="") as f:
+        return list(csv.DictReader(f))
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +54,12 @@ def test_the_summary_holds_the_numbers(finished):
 
 def test_metrics_have_split_and_unit(finished):
     run, _ = finished
-    with open(run / "metrics.csv", newline="") as f:
-        rows = list(csv.DictReader(f))
+    found = rows(run)
     assert {"step", "epoch", "train/loss", "train/lr", "eval/knn_top1", "eval/online_linear_top1", "health/effective_rank",
-            "health/feature_std", "health/alignment", "health/uniformity", "speed/images_per_s"} == set(rows[0])  # fmt: skip
-    steps = [int(r["step"]) for r in rows]
+            "health/feature_std", "health/alignment", "health/uniformity", "speed/images_per_s"} == set(found[0])  # fmt: skip
+    steps = [int(r["step"]) for r in found]
     assert steps == sorted(set(steps))
-    assert [r["step"] for r in rows if r["eval/knn_top1"]] == ["5", "12"]
+    assert [r["step"] for r in found if r["eval/knn_top1"]] == ["5", "12"]
 
 
 def test_the_checkpoint_is_plain(finished):
@@ -68,7 +74,7 @@ def test_the_report_stands_alone(finished):
     run, _ = finished
     page = (run / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 5
-    assert "http" not in page.replace("https://", "http") or "src=\"http" not in page
+    assert "http" not in page.replace("https://", "http") or 'src="http' not in page
     for word in ("raw pixels", "untrained", "Healthy", "ssl-zoo experiment=smoke"):
         assert word in page
     before = (run / "report.html").stat().st_mtime_ns
@@ -80,7 +86,15 @@ def test_the_report_stands_alone(finished):
 @pytest.mark.parametrize("protocol", ["knn", "linear"])
 def test_eval_gives_the_numbers_of_the_summary(finished, protocol):
     run, _ = finished
-    done = command("eval", "run=mine", f"protocol={protocol}", "evaluation.linear.max_iter=5", "evaluation.linear.l2=[0.01]", "device=cpu", cwd=run.parent)
+    done = command(
+        "eval",
+        "run=mine",
+        f"protocol={protocol}",
+        "evaluation.linear.max_iter=5",
+        "evaluation.linear.l2=[0.01]",
+        "device=cpu",
+        cwd=run.parent,
+    )
     assert done.returncode == 0, done.stderr
     key = f"{protocol}_top1"
     found = json.loads((run / f"eval_{protocol}.json").read_text())
@@ -116,11 +130,12 @@ def test_an_interrupted_run_resumes_to_the_same_end(cli, tmp_path):
     assert cli(*words, "run=whole").returncode == 0
     code = (
         "import os, signal\nfrom ssl_zoo.callbacks.stop import Stop\nfrom ssl_zoo.cli import main\nbefore = Stop.on_train_batch_end\n"
-        "def at_step_9(self, trainer, *a):\n    if trainer.global_step == 9: os.kill(os.getpid(), signal.SIGINT)\n    before(self, trainer, *a)\n"
-        "Stop.on_train_batch_end = at_step_9\n"
-        f"main({[*words, 'run=cut']!r})"
+        "def at_step_9(self, trainer, *a):\n"
+        "    if trainer.global_step == 9: os.kill(os.getpid(), signal.SIGINT)\n    before(self, trainer, *a)\n"
+        f"Stop.on_train_batch_end = at_step_9\nmain({[*words, 'run=cut']!r})"
     )
-    cut = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)})
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    cut = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=env)
     assert cut.returncode == 130, cut.stderr
     assert "ssl-zoo resume run=cut" in cut.stderr
     assert torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 9
@@ -128,7 +143,7 @@ def test_an_interrupted_run_resumes_to_the_same_end(cli, tmp_path):
     assert done.returncode == 0, done.stderr
     a, b = (load_file(tmp_path / r / "backbone.safetensors") for r in ("whole", "cut"))
     assert all(torch.equal(v, b[k]) for k, v in a.items())
-    losses = [[(r["step"], r["train/loss"]) for r in csv.DictReader(open(tmp_path / r / "metrics.csv")) if r["train/loss"]] for r in ("whole", "cut")]
+    losses = [[(r["step"], r["train/loss"]) for r in rows(tmp_path / r) if r["train/loss"]] for r in ("whole", "cut")]
     assert losses[0] == losses[1]
 
 
@@ -157,11 +172,9 @@ def test_two_processes_train_as_one(cli, tmp_path):
     assert done.stdout.count("kNN top-1") == 1
     s = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert (s["global_batch"], s["steps"], s["speed"]["devices"]) == (32, 6, 2)
-    with open(tmp_path / "two" / "metrics.csv", newline="") as f:
-        lr = max(float(r["train/lr"]) for r in csv.DictReader(f) if r["train/lr"])
+    lr = max(float(r["train/lr"]) for r in rows(tmp_path / "two") if r["train/lr"])
     assert cli(*SMOKE, "batch_size=32", "run=one", "epochs=1", "trainer.log_every_n_steps=1").returncode == 0
-    with open(tmp_path / "one" / "metrics.csv", newline="") as f:
-        assert lr == pytest.approx(max(float(r["train/lr"]) for r in csv.DictReader(f) if r["train/lr"]))
+    assert lr == pytest.approx(max(float(r["train/lr"]) for r in rows(tmp_path / "one") if r["train/lr"]))
 
 
 @pytest.mark.slow

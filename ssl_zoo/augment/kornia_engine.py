@@ -11,7 +11,12 @@ def operations(view: View) -> list[nn.Module]:
     """The kornia operations of one view on images in [0, 1], in torchvision's SimCLR order and with torchvision's meaning."""
     ops: list[nn.Module] = [
         K.RandomResizedCrop(
-            (view.size, view.size), scale=view.scale, ratio=view.ratio, resample=view.interpolation, align_corners=False, cropping_mode="slice"
+            (view.size, view.size),
+            scale=view.scale,
+            ratio=view.ratio,
+            resample=view.interpolation,
+            align_corners=False,
+            cropping_mode="slice",
         )
     ]
     if view.interpolation == "bicubic":

@@ -58,7 +58,9 @@ def resolve(view: Mapping[str, Any], image_size: int, name: str = "view1") -> Vi
     def span(*path: str, low: float, high: float) -> tuple[float, float]:
         value = pick(view[path[0]][path[1]], size)
         if not (len(value) == 2 and low <= value[0] <= value[1] <= high):
-            raise UserError(f"augment.{name}.{'.'.join(path)}={list(value)} does not work: it takes [a, b] with {low:g} <= a <= b <= {high:g}.")
+            raise UserError(
+                f"augment.{name}.{'.'.join(path)}={list(value)} does not work: it takes [a, b] with {low:g} <= a <= b <= {high:g}."
+            )
         return float(value[0]), float(value[1])
 
     interpolation = pick(view["crop"]["interpolation"], size)

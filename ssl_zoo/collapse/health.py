@@ -1,5 +1,7 @@
 """Numbers that show whether features have collapsed, and a verdict in words."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,7 +47,7 @@ def measure(h: Tensor, h1: Tensor, h2: Tensor) -> dict[str, float]:
 
 def verdict(std: float, rank: float, dim: int, samples: int) -> str:
     """One sentence on the state of the features. std: `feature_std`; rank: `effective_rank` of `samples` features of width `dim`."""
-    if not std == std or not rank == rank:
+    if math.isnan(std) or math.isnan(rank):
         return "Broken: the features are not numbers (NaN); lower the learning rate."
     if std < 0.05:
         return f"Collapsed: every image gets nearly the same features (spread {std:.3f}, healthy is near 1)."

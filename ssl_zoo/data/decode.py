@@ -31,7 +31,7 @@ def cache_dir(path: str | None = None) -> Path:
 
 def to_rgb(data: bytes) -> Image.Image:
     """The first frame of an encoded image, upright, 8-bit RGB; transparency is laid on white, 16 bits are scaled."""
-    image = Image.open(io.BytesIO(data))
+    image: Image.Image = Image.open(io.BytesIO(data))
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -130,7 +130,9 @@ def _fill(folder: Path, names: Sequence[str], read: Sequence[Callable[[], bytes]
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
     except OSError as e:
-        raise UserError(f"Decoded images cannot be cached in {folder.parent} ({e.strerror}): set data.cache to a folder you can write.") from e
+        raise UserError(
+            f"Decoded images cannot be cached in {folder.parent} ({e.strerror}): set data.cache to a folder you can write."
+        ) from e
     kept, skipped = [], []
     try:
         with ThreadPoolExecutor() as pool, open(part / "pixels.u8", "wb") as out:
@@ -141,7 +143,7 @@ def _fill(folder: Path, names: Sequence[str], read: Sequence[Callable[[], bytes]
                         skipped.append(f"{names[i]}: {result}")
                     else:
                         kept.append(i)
-                        out.write(np.ascontiguousarray(result))
+                        out.write(result.tobytes())
             out.flush()
             os.fsync(out.fileno())
         size = len(kept) * 3 * canvas * canvas

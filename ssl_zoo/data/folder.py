@@ -39,7 +39,9 @@ class Folder:
     (labels="auto"); labels=False ignores them, labels=True insists on them. image_size: pixels of a view; None decides by the files.
     """
 
-    def __init__(self, path: str, image_size: int | None = None, labels: bool | str = "auto", test_share: float = 0.1, cache: str | None = None):
+    def __init__(
+        self, path: str, image_size: int | None = None, labels: bool | str = "auto", test_share: float = 0.1, cache: str | None = None
+    ):
         self.path = Path(path).expanduser()
         if not self.path.is_dir():
             raise UserError(f"dataset.path={path} is not a folder.")
@@ -56,7 +58,9 @@ class Folder:
         inside = bool(parts) and all(len(p) > 1 for p in parts)
         names = sorted({p[0] for p in parts if len(p) > 1})
         if self.labels is True and not inside:
-            raise UserError(f"dataset.labels=true needs every image of {self.train_root} in a class folder: sort them into folders or use labels=auto.")
+            raise UserError(
+                f"dataset.labels=true needs every image of {self.train_root} in a class folder: sort them into folders or use labels=auto."
+            )
         return names if inside and (len(names) > 1 or self.labels is True) else None
 
     def load(self, split: str) -> Images:

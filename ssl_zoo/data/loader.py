@@ -75,10 +75,8 @@ class Loader:
             yield self._batch(order[b * self.batch_size : (b + 1) * self.batch_size])
 
     def _batch(self, index: Tensor) -> dict[str, Tensor]:
-        if self.resident:
-            image = self.pixels[index]
-        else:
-            image = self.pixels[index.cpu()].to(self.device, non_blocking=True)
+        pixels = self.pixels[index if self.resident else index.cpu()]
+        image = pixels.to(self.device, non_blocking=True)
         batch = {"image": image, "index": index}
         if self.labels is not None:
             batch["label"] = self.labels[index]

@@ -49,14 +49,9 @@ def extract(
         for start in range(0, len(mine), batch_size):
             x = centre(mine[start : start + batch_size].to(device), size)
             parts.append(backbone((x - m) / s).float())
-    if not parts:
-        parts = [backbone_width(backbone, device)]
+    if not parts:  # a rank that has no images
+        parts = [torch.empty(0, int(backbone.num_features), device=device)]  # type: ignore[arg-type]
     return gather_uneven(torch.cat(parts))
-
-
-def backbone_width(backbone: nn.Module, device: torch.device | str) -> Tensor:
-    """No rows of features, for a rank that has no images."""
-    return torch.empty(0, backbone.num_features, device=device)
 
 
 def raw_pixels(pixels: Tensor, size: int) -> Tensor:

@@ -98,5 +98,3 @@ class Method(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.evaluated(images)
-
-

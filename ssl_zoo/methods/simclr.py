@@ -28,13 +28,13 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     Under torch.distributed the candidates are the views of the global batch N, and the mean over ranks is the global loss.
     """
     B = len(z1)
-    own = unit(torch.cat([z1, z2]))                                      # [2B, D] anchors of this rank
-    every = torch.cat([gather(own[:B]), gather(own[B:])])                # [2N, D] candidates
-    sim = own @ every.T / temperature                                    # [2B, 2N]
-    first = torch.arange(B, device=z1.device) + rank() * B               # where own first views stand among the candidates
+    own = unit(torch.cat([z1, z2]))  # [2B, D] anchors of this rank
+    every = torch.cat([gather(own[:B]), gather(own[B:])])  # [2N, D] candidates
+    sim = own @ every.T / temperature  # [2B, 2N]
+    first = torch.arange(B, device=z1.device) + rank() * B  # where own first views stand among the candidates
     second = first + len(every) // 2
     itself, twin = torch.cat([first, second]), torch.cat([second, first])
-    sim = sim.scatter(1, itself[:, None], -torch.inf)                    # a view is not its own negative
+    sim = sim.scatter(1, itself[:, None], -torch.inf)  # a view is not its own negative
     return F.cross_entropy(sim, twin)
 
 
@@ -53,6 +53,6 @@ class SimCLR(Method):
         self.temperature = temperature
 
     def step(self, views: list[Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        h = self.backbone(torch.cat(views))                              # [2B, D]: one forward, batch statistics over both views
+        h = self.backbone(torch.cat(views))  # [2B, D]: one forward, batch statistics over both views
         z1, z2 = self.projector(h).chunk(2)
         return {"loss": nt_xent(z1, z2, self.temperature), "features": h[: len(z1)], "z": z1}

@@ -2,6 +2,8 @@
 
 import difflib
 
+from typing import Any
+
 import timm
 import torch
 from timm.models.resnet import BasicBlock, ResNet
@@ -34,7 +36,7 @@ def create(
     first_conv = (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).first_conv or ""
     first_conv = first_conv if isinstance(first_conv, str) else first_conv[0]
     if first_conv.endswith("patch_embed.proj"):
-        model = _with_patches(name, image_size, patch_size, pretrained, kwargs or {})
+        model: Any = _with_patches(name, image_size, patch_size, pretrained, kwargs or {})
     else:
         model = _timm(name, pretrained, kwargs or {})
         small = stem == "small" or (stem == "auto" and image_size <= SMALL_IMAGE)
@@ -48,7 +50,7 @@ def tiny(image_size: int = 32, stem: str = "auto") -> nn.Module:
     stem: a 3x3 convolution of stride 2 without max-pool ("auto"), or of stride 1 ("small"; finer, at a third of the speed).
     """
     # timm fixes its plain stem at 64 channels; the deep stem is only asked for to get a narrow one, and then replaced
-    model = ResNet(BasicBlock, layers=[1, 1, 1, 1], channels=(16, 32, 64, 256), num_classes=0, stem_type="deep", stem_width=8)
+    model: Any = ResNet(BasicBlock, layers=(1, 1, 1, 1), channels=(16, 32, 64, 256), num_classes=0, stem_type="deep", stem_width=8)  # type: ignore[arg-type]
     stride = 1 if stem == "small" else 2
     model.conv1 = nn.Conv2d(3, 16, 3, stride=stride, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -57,7 +59,7 @@ def tiny(image_size: int = 32, stem: str = "auto") -> nn.Module:
     return _checked(model, "tiny", image_size)
 
 
-def _timm(name: str, pretrained: bool, kwargs: dict) -> nn.Module:
+def _timm(name: str, pretrained: bool, kwargs: dict) -> Any:
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
     except TypeError as e:
@@ -66,7 +68,7 @@ def _timm(name: str, pretrained: bool, kwargs: dict) -> nn.Module:
         raise UserError(f"The pretrained weights of {name} cannot be had ({str(e).splitlines()[0]}): use backbone.pretrained=false.") from e
 
 
-def _with_patches(name: str, image_size: int, patch_size: int | str | None, pretrained: bool, kwargs: dict) -> nn.Module:
+def _with_patches(name: str, image_size: int, patch_size: int | str | None, pretrained: bool, kwargs: dict) -> Any:
     size: dict = {"img_size": image_size}
     if patch_size == "auto":
         patch_size = 4 if image_size <= 48 else 8 if image_size <= 128 else None
@@ -74,7 +76,7 @@ def _with_patches(name: str, image_size: int, patch_size: int | str | None, pret
         size["patch_size"] = patch_size
     for option in ({**size, "dynamic_img_size": True}, size, {"img_size": image_size}, {}):
         try:
-            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **{**option, **kwargs})
+            model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **{**option, **kwargs})
             break
         except (TypeError, AssertionError, ZeroDivisionError, ValueError):
             continue

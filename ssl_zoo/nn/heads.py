@@ -1,9 +1,13 @@
 """Projectors and predictors."""
 
+import itertools
+
 from torch import nn
 
 
-def mlp(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int = 2, last_norm: str = "none", init_std: float | None = None) -> nn.Sequential:
+def mlp(
+    in_dim: int, hidden_dim: int, out_dim: int, num_layers: int = 2, last_norm: str = "none", init_std: float | None = None
+) -> nn.Sequential:
     """Linear-BN-ReLU blocks and a last Linear: [B, in_dim] -> [B, out_dim]. No Linear before a BN has a bias.
 
     last_norm: what follows the last Linear: none | scale (BN whose shift stays at zero, SimCLR) | plain (BN without parameters).
@@ -11,7 +15,7 @@ def mlp(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int = 2, last_no
     """
     layers: list[nn.Module] = []
     dims = [in_dim] + [hidden_dim] * (num_layers - 1)
-    for a, b in zip(dims[:-1], dims[1:], strict=True):
+    for a, b in itertools.pairwise(dims):
         layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
     layers.append(nn.Linear(dims[-1], out_dim, bias=last_norm == "none"))
     if last_norm != "none":

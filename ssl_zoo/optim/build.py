@@ -23,8 +23,10 @@ def build_optimizer(module: nn.Module, config: dict[str, Any], lr: float) -> Opt
     options = {k: config[k] for k in ("momentum", "betas", "trust_coefficient") if config.get(k) is not None}
     for key in options:
         if key not in takes:
-            raise UserError(f"optimizer.{key} does not apply to {config['name']}, which takes {' and '.join(takes)}: set optimizer.{key}=null.")
+            raise UserError(
+                f"optimizer.{key} does not apply to {config['name']}, which takes {' and '.join(takes)}: set optimizer.{key}=null."
+            )
     if kind is torch.optim.SGD:
         options.setdefault("momentum", 0.9)
     groups = param_groups(module, config["weight_decay"], config["decay_norm_and_bias"])
-    return kind(groups, lr=lr, **options)
+    return kind(groups, lr=lr, **options)  # type: ignore[call-arg]

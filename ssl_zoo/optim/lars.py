@@ -17,7 +17,7 @@ class LARS(Optimizer):
     def __init__(
         self, params: Iterable, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust_coefficient: float = 0.001
     ) -> None:
-        defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient, trust=True)
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust_coefficient": trust_coefficient, "trust": True}
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -30,11 +30,11 @@ class LARS(Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            update = torch._foreach_mul([p.grad for p in params], 1.0)
+            update = list(torch._foreach_mul([p.grad for p in params], 1.0))
             if group["weight_decay"]:
                 torch._foreach_add_(update, params, alpha=group["weight_decay"])
             if group["trust"]:
-                torch._foreach_mul_(update, self._trust_ratios(params, update, group["trust_coefficient"]))
+                torch._foreach_mul_(update, self._trust_ratios(params, update, group["trust_coefficient"]))  # type: ignore[arg-type]
             buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, update)

@@ -77,7 +77,7 @@ def curves(metrics: dict, summary: dict[str, Any]) -> Figure | None:
     if "train/loss" not in metrics:
         return None
     has_knn = "eval/knn_top1" in metrics
-    figure, axes = plt.subplots(1, 2 if has_knn else 1, figsize=(9.5 if has_knn else 5, 3.1), squeeze=False)
+    figure, axes = plt.subplots(1, 2 if has_knn else 1, figsize=(11.5 if has_knn else 5, 3.1), squeeze=False)
     ax = axes[0, 0]
     ax.plot(*metrics["train/loss"], color=MAIN, lw=1.4)
     ax.set(title="Training loss", xlabel="optimizer step")
@@ -96,7 +96,7 @@ def curves(metrics: dict, summary: dict[str, Any]) -> Figure | None:
             if value is not None:
                 ax.axhline(value, color=colour, ls="--", lw=1.4, label=f"{label}: {value:.1f} %")
         ax.set(title="kNN top-1", xlabel="optimizer step", ylabel="%", ylim=(0, min(100, 1.25 * max(knn.max(), 10))))
-        ax.legend(frameon=False, fontsize=8.5, loc="lower right")
+        ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -156,7 +156,9 @@ def neighbours(data: dict[str, np.ndarray]) -> Figure | None:
         return None
     rows, k = data["index"].shape
     pictures = data["neighbours"].reshape(rows, k, *data["neighbours"].shape[1:])
-    figure, axes = plt.subplots(rows, k + 1, figsize=(0.78 * (k + 1), 0.78 * rows), squeeze=False, gridspec_kw={"wspace": 0.12, "hspace": 0.12})
+    figure, axes = plt.subplots(
+        rows, k + 1, figsize=(0.78 * (k + 1), 0.78 * rows), squeeze=False, gridspec_kw={"wspace": 0.12, "hspace": 0.12}
+    )
     for r in range(rows):
         _picture(axes[r, 0], data["queries"][r], INK)
         for c in range(k):

@@ -66,14 +66,18 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     d, s, speed, best = summary["data"], summary["seconds"], summary["speed"], summary["best"]
     skipped = f"; {len(d['skipped'])} files skipped: {', '.join(d['skipped'][:5])}" if d["skipped"] else ""
     where = "held on the device" if d["resident"] else "memory-mapped on the host"
+    backbone = f"{summary['parameters'] / 1e6:.2f} M parameters, {summary['num_features']} features, stem: {summary['stem']}"
+    images = f"{d['train']:,} training and {d['test']:,} test images of {summary['image_size']} px, {d['classes']} classes"
+    parts = f"training {s['training']:.0f}, evaluation {s['evaluation']:.0f}, data and model {s['data_and_model']:.0f}"
+    hardware = f"{speed['devices']} x {speed['device']} in {speed['precision']}, {speed['peak_memory_mib']:,.0f} MiB at peak"
     return [
         ("run", summary["name"]),
         ("training", f"{summary['epochs']} epochs, {summary['steps']} steps of {summary['global_batch']} images, seed {summary['seed']}"),
         ("best kNN", f"{best['knn_top1']:.1f} % after epoch {best['epoch']} (final: epoch {summary['epochs']})" if best else "no labels"),
-        ("backbone", f"{summary['parameters'] / 1e6:.2f} M parameters, {summary['num_features']} features, stem: {summary['stem']}"),
-        ("data", f"{d['train']:,} training and {d['test']:,} test images of {summary['image_size']} px, {d['classes']} classes, {where}{skipped}"),
-        ("time", f"{s['total']:.0f} s in all: training {s['training']:.0f}, evaluation {s['evaluation']:.0f}, data and model {s['data_and_model']:.0f}"),
-        ("speed", f"{speed['images_per_s']:,.0f} images/s on {speed['devices']} x {speed['device']} in {speed['precision']}, {speed['peak_memory_mib']:,.0f} MiB at peak"),
+        ("backbone", backbone),
+        ("data", f"{images}, {where}{skipped}"),
+        ("time", f"{s['total']:.0f} s in all: {parts}"),
+        ("speed", f"{speed['images_per_s']:,.0f} images/s on {hardware}"),
         ("measured", summary["evaluation"]),
         ("config", f"config.yaml, hash {summary['config_hash']}"),
     ]
@@ -93,7 +97,9 @@ def write_report(run: Path) -> Path:
         title=escape(" · ".join(summary["name"].split("_", 2))),
         verdict=escape(summary["verdict"]),
         bad="" if summary["verdict"].startswith("Healthy") else " bad",
-        cards="".join(f'<div class="card{" plain" if plain else ""}"><b>{escape(v)}</b>{escape(what)}</div>' for v, what, plain in cards(summary)),
+        cards="".join(
+            f'<div class="card{" plain" if plain else ""}"><b>{escape(v)}</b>{escape(what)}</div>' for v, what, plain in cards(summary)
+        ),
         figures=figures,
         rows="".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in rows(summary)),
         command=escape(summary["command"]),

@@ -29,7 +29,9 @@ def commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        told = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=5)
+        told = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=5
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return told.stdout.strip() or None
@@ -49,10 +51,11 @@ def protocol(options: dict[str, Any]) -> str:
     """How the numbers were measured, in one paragraph."""
     knn, l2 = options["knn"], options["linear"]["l2"]
     return (
-        f"Features of un-augmented images, backbone in evaluation mode. kNN: cosine, k={knn['k']}, votes exp(s/{knn['temperature']}), bank = "
-        f"labelled training images (while training the first {options['bank']}, at the end all). Linear probe: L-BFGS logistic regression on "
-        f"standardised features, L2 from {l2} chosen on a tenth held out of train. Online probe: linear layer trained beside the method. "
-        f"'final' is after the last epoch; 'best' is the highest kNN seen while training, on the test split, and so optimistic."
+        f"Features of un-augmented images, backbone in evaluation mode. kNN: cosine, k={knn['k']}, votes exp(s/{knn['temperature']}), "
+        f"bank = labelled training images (while training the first {options['bank']}, at the end all). Linear probe: L-BFGS logistic "
+        f"regression on standardised features, L2 from {l2} chosen on a tenth held out of train. Online probe: linear layer trained beside "
+        f"the method. Raw pixels: the image itself, 32 px or less, as features (bank: the first {options['bank']}). 'final' is after the "
+        f"last epoch; 'best' is the highest kNN seen while training, on the test split, and so optimistic."
     )
 
 
@@ -72,7 +75,7 @@ def write_summary(
         "baselines": evaluate.baselines,
         "health": evaluate.health,
         "verdict": evaluate.verdict,
-        "evaluation": evaluate.unlabelled and f"skipped: {evaluate.unlabelled}" or protocol(evaluate.judge.options),
+        "evaluation": (evaluate.unlabelled and f"skipped: {evaluate.unlabelled}") or protocol(evaluate.judge.options),
         "seconds": {
             "total": round(seconds, 1),
             "data_and_model": round(data_seconds, 1),
