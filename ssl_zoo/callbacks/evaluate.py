@@ -64,18 +64,24 @@ class Evaluate(Callback):
 
     # ------------------------------------------------------------------------------------ before
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.unlabelled or self.baselines or not self.judge.options["baselines"]:
+        """The untrained backbone, before the first step. Raw pixels can wait: training should start soon."""
+        if self.unlabelled or not self.judge.options["baselines"] or trainer.global_step > 0:
             return
         start = time.perf_counter()
-        j, knn = self.judge, self.judge.options["knn"]
-        if trainer.global_step == 0:
-            bank, queries = (j.features(module.evaluated, images, module.device) for images in (j.train, j.test))
-            self.baselines["untrained"] = {"knn_top1": knn_top1(bank, j.train, queries, j.test, knn)}
-        bank, queries = (raw_pixels(i.pixels, i.image_size).to(module.device) for i in (j.bank(), j.test))
-        self.baselines["raw_pixels"] = {"knn_top1": knn_top1(bank, j.bank(), queries, j.test, knn)}
-        if j.options["linear"]["final"]:
-            self.baselines["raw_pixels"]["linear_top1"] = linear(bank, j.bank(), queries, j.test, j.options["linear"], j.seed)["top1"]
+        j = self.judge
+        bank, queries = (j.features(module.evaluated, images, module.device) for images in (j.train, j.test))
+        self.baselines["untrained"] = {"knn_top1": knn_top1(bank, j.train, queries, j.test, j.options["knn"])}
         self.seconds += time.perf_counter() - start
+
+    def judge_raw_pixels(self, device: torch.device) -> None:
+        """kNN and linear probe on the pixels themselves; the probe with the strongest L2 alone, since pixels overfit with less."""
+        j = self.judge
+        bank, queries = (raw_pixels(i.pixels, i.image_size).to(device) for i in (j.bank(), j.test))
+        found = {"knn_top1": knn_top1(bank, j.bank(), queries, j.test, j.options["knn"])}
+        if j.options["linear"]["final"]:
+            options = {**j.options["linear"], "l2": [max(j.options["linear"]["l2"])], "max_iter": min(100, j.options["linear"]["max_iter"])}
+            found["linear_top1"] = linear(bank, j.bank(), queries, j.test, options, j.seed)["top1"]
+        self.baselines["raw_pixels"] = found
 
     # ------------------------------------------------------------------------------------ during
     def due(self, trainer: L.Trainer) -> bool:
@@ -130,6 +136,8 @@ class Evaluate(Callback):
         if bank is not None and j.options["linear"]["final"]:
             found = linear(bank, j.train, queries, j.test, j.options["linear"], j.seed)
             self.final |= {"linear_top1": found["top1"], "linear_top5": found["top5"], "linear_l2": found["l2"]}
+        if j.options["baselines"] and self.unlabelled is None:
+            self.judge_raw_pixels(module.device)
         if trainer.is_global_zero:
             self.save_figures(module, bank, queries)
         self.seconds += time.perf_counter() - start

@@ -1,7 +1,6 @@
 """Backbones: any timm model as a map from images [B, 3, H, W] to features [B, num_features]."""
 
 import difflib
-
 from typing import Any
 
 import timm

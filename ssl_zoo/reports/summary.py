@@ -50,12 +50,13 @@ def peak_memory_mib(device: Any) -> float:
 def protocol(options: dict[str, Any]) -> str:
     """How the numbers were measured, in one paragraph."""
     knn, l2 = options["knn"], options["linear"]["l2"]
+    bank = options["bank"]
     return (
         f"Features of un-augmented images, backbone in evaluation mode. kNN: cosine, k={knn['k']}, votes exp(s/{knn['temperature']}), "
-        f"bank = labelled training images (while training the first {options['bank']}, at the end all). Linear probe: L-BFGS logistic "
-        f"regression on standardised features, L2 from {l2} chosen on a tenth held out of train. Online probe: linear layer trained beside "
-        f"the method. Raw pixels: the image itself, 32 px or less, as features (bank: the first {options['bank']}). 'final' is after the "
-        f"last epoch; 'best' is the highest kNN seen while training, on the test split, and so optimistic."
+        f"bank = labelled training images (while training the first {bank}, at the end all). Linear probe: L-BFGS logistic regression on "
+        f"standardised features, L2 from {l2} chosen on a tenth held out of train. Online probe: linear layer trained beside the method. "
+        f"Raw pixels: the image itself, at most 32 px, as features (bank: the first {bank}; linear probe with the strongest L2). "
+        f"'final' is after the last epoch; 'best' is the highest kNN seen while training, on the test split, and so optimistic."
     )
 
 
