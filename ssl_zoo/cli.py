@@ -67,7 +67,7 @@ def run(argv: list[str]) -> int:
     options, words = split_options(argv)
     verb = words.pop(0) if words and "=" not in words[0] and words[0][0] not in "+~" else "pretrain"
     if verb not in VERBS:
-        from ssl_zoo.config import nearest
+        from ssl_zoo.checks import nearest
 
         hint = nearest(verb, VERBS)
         raise UserError(f"There is no verb '{verb}'; " + (f"did you mean '{hint}'?" if hint else f"choose one of: {', '.join(VERBS)}."))
@@ -111,7 +111,7 @@ def split_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
                 raise UserError(f"{name} needs a value: {'--cfg job' if name == '--cfg' else '--config-dir FOLDER'}.")
             options[name[2:]] = value or rest.pop(0)
         else:
-            from ssl_zoo.config import unknown
+            from ssl_zoo.checks import unknown
 
             raise unknown("option", word, ["--help", "--version", "--multirun", "--cfg", "--config-dir", "-m", "-h"])
     if options.get("cfg", "job") != "job":
@@ -208,7 +208,8 @@ def do_report(words: list[str], options: dict[str, str]) -> int:
 
 
 def do_list(words: list[str], options: dict[str, str]) -> int:
-    from ssl_zoo.config import choice_names, unknown
+    from ssl_zoo.checks import unknown
+    from ssl_zoo.config import choice_names
 
     if len(words) > 1:
         raise UserError(f"list takes one group, not '{' '.join(words)}'.")

@@ -5,99 +5,27 @@ import json
 import logging
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning.pytorch as L
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
-from ssl_zoo.augment.kornia_engine import KorniaEngine
-from ssl_zoo.augment.spec import resolve_all
+from ssl_zoo.build import build_data, build_method, build_trainer
 from ssl_zoo.callbacks.evaluate import Evaluate, Judge
-from ssl_zoo.callbacks.loggers import build_loggers, sync_command
+from ssl_zoo.callbacks.loggers import sync_command
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.callbacks.progress import RunProgress
 from ssl_zoo.callbacks.stop import Stop, Stopped
 from ssl_zoo.callbacks.throughput import Throughput
-from ssl_zoo.config import check_located, plain
-from ssl_zoo.data.images import Images
+from ssl_zoo.config import plain
 from ssl_zoo.data.loader import Loader
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.protocol import labelled_pair
 from ssl_zoo.export import save_backbone
-from ssl_zoo.methods.base import Method
 from ssl_zoo.reports.summary import write_summary
-
-NEUTRAL = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-
-
-@dataclass
-class Data:
-    train: Images
-    test: Images
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def build(node: DictConfig, trust: list[str], **kwargs: Any) -> Any:
-    """What a `_target_` names, called with its config and `kwargs`; only from trusted packages."""
-    check_located(plain(node), trust)
-    return hydra.utils.instantiate(node, _partial_=True, _convert_="all")(**kwargs)
-
-
-def build_data(config: DictConfig) -> Data:
-    source = build(config.dataset, config.trust)
-    train, test = source.load("train").head(config.data.subset), source.load("test")
-    if len(train) < 2 or len(test) < 1:
-        raise UserError(f"There are {len(train)} training and {len(test)} test images: at least 2 and 1 are needed.")
-    return Data(train, test, *train.statistics())
-
-
-def build_augment(config: DictConfig, image_size: int, data: Data | None = None) -> nn.Module:
-    mean, std = (data.mean, data.std) if data else NEUTRAL
-    return KorniaEngine(resolve_all(plain(config.augment), image_size), mean, std)
-
-
-def build_method(config: DictConfig, data: Data) -> Method:
-    size = data.train.image_size
-    backbone = build(config.backbone, config.trust, image_size=size).to(memory_format=torch.channels_last)
-    return build(
-        config.method,
-        config.trust,
-        backbone=backbone,
-        augment=build_augment(config, size, data),
-        optimizer=plain(config.optimizer),
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
-
-
-def build_trainer(config: DictConfig, run: Path, callbacks: list[L.Callback]) -> L.Trainer:
-    options = plain(config.trainer)
-    options.pop("compile")
-    if options["precision"] == "auto":
-        gpu = options["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        options["precision"] = "bf16-mixed" if gpu else "32-true"
-    loggers = build_loggers(plain(config.logger), run)
-    try:
-        return L.Trainer(
-            **options,
-            callbacks=callbacks,
-            logger=loggers,
-            default_root_dir=run,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-        )
-    except Exception as e:  # Lightning refuses impossible devices, strategies and precisions with exceptions of many kinds
-        raise UserError(f"This trainer cannot be had here: {' '.join(str(e).split())}") from e
 
 
 def quieten() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from ssl_zoo.build import build, build_augment, build_data
 from ssl_zoo.callbacks.evaluate import Judge
 from ssl_zoo.config import plain
 from ssl_zoo.distributed import fold_seed
@@ -15,7 +16,6 @@ from ssl_zoo.evaluation.features import centre
 from ssl_zoo.evaluation.protocol import knn_top1, labelled_pair, linear
 from ssl_zoo.export import load_backbone
 from ssl_zoo.reports.figures import view_grid
-from ssl_zoo.train import build, build_augment, build_data
 
 
 def pick_device(name: str) -> torch.device:

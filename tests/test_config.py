@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
 
-from ssl_zoo.config import compose, conf_dir, expand, load_run, nearest, plain, run_name
+from ssl_zoo.checks import check_located, nearest
+from ssl_zoo.config import compose, conf_dir, expand, load_run, plain, run_name
 from ssl_zoo.errors import UserError
 
 
@@ -133,8 +134,6 @@ def test_own_packages_need_trust():
 
 
 def test_trusted_names_do_not_lead_elsewhere():
-    from ssl_zoo.config import check_located
-
     for target in ("torch.os.system", "torch.hub.load", "torch.load", "ssl_zoo.config.hydra.utils.get_method", "torch.nn.Nothing"):
         with pytest.raises(UserError):
             check_located({"_target_": target}, [])
