@@ -38,7 +38,7 @@ def build(node: DictConfig, trust: list[str], **kwargs: Any) -> Any:
 
 def build_data(config: DictConfig) -> Data:
     source = build(config.dataset, config.trust)
-    train, test = source.load("train").head(config.data.subset), source.load("test")
+    train, test = source.load("train").some(config.data.subset), source.load("test")
     if len(train) < 2 or len(test) < 1:
         raise UserError(f"There are {len(train)} training and {len(test)} test images: at least 2 and 1 are needed.")
     return Data(train, test, *train.statistics())

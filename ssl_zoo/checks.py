@@ -61,7 +61,7 @@ def _devices(v: Any) -> bool:
 POSITIVE = (_number(1, whole=True), "a whole number of at least 1")
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": POSITIVE,
-    "batch_size": POSITIVE,
+    "batch_size": (_number(2, whole=True), "a whole number of at least 2"),
     "images": POSITIVE,
     "draws": POSITIVE,
     "seed": (_number(0, 2**32 - 1, whole=True), "a whole number from 0 to 4294967295"),
@@ -88,8 +88,14 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "evaluation.batch_size": POSITIVE,
     "evaluation.bank": POSITIVE,
     "evaluation.knn.k": POSITIVE,
-    "evaluation.knn.temperature": (_number(1e-6), "a number above 0"),
+    "evaluation.knn.temperature": (_number(0.002), "a number of at least 0.002"),
     "evaluation.linear.max_iter": POSITIVE,
+    "evaluation.linear.l2": (
+        lambda v: isinstance(v, list) and bool(v) and all(map(_number(0), v)),
+        "a list of at least one number of at least 0",
+    ),
+    "logger.offline": (_one_of("auto", True, False), "auto, true or false"),
+    "trainer.deterministic": (_one_of("warn", True, False), "true, false or warn"),
     "augment.engine": (_one_of("kornia"), "kornia"),
     "protocol": (_one_of("knn", "linear"), "knn or linear"),
     "backbone.stem": (_one_of("auto", "small", "model"), "auto, small or model"),

@@ -357,9 +357,9 @@ def test_fewer_images_than_a_batch_is_said():
 
 def test_subset_and_statistics():
     images = numbered(100)
-    assert len(images.head(7)) == 7
+    assert len(images.some(7)) == 7
     with pytest.raises(UserError, match=r"data\.subset=101 is more than the 100"):
-        images.head(101)
+        images.some(101)
     mean, std = images.statistics()
     assert mean[0] == pytest.approx(49.5 / 255, rel=1e-4)
     assert len(std) == 3

@@ -1,5 +1,6 @@
 """kNN, linear probe and collapse health while a method trains. Reads features; never adds to the loss."""
 
+import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.collapse.health import measure, verdict
-from ssl_zoo.data.images import Images
+from ssl_zoo.data.images import Images, spread
 from ssl_zoo.distributed import fold_seed
 from ssl_zoo.evaluation.features import centre, eval_mode, extract, raw_pixels
 from ssl_zoo.evaluation.knn import accuracy, nearest
@@ -36,9 +37,10 @@ class Judge:
     def features(self, backbone: torch.nn.Module, images: Images, device: torch.device) -> Tensor:
         return extract(backbone, images.pixels, images.image_size, self.mean, self.std, device, self.options["batch_size"])
 
+    @functools.cached_property
     def bank(self) -> Images:
         """The part of train that serves as bank while training."""
-        return self.train.head(min(self.options["bank"], len(self.train)))
+        return self.train.some(min(self.options["bank"], len(self.train)))
 
 
 class Evaluate(Callback):
@@ -74,13 +76,12 @@ class Evaluate(Callback):
         self.seconds += time.perf_counter() - start
 
     def judge_raw_pixels(self, device: torch.device) -> None:
-        """kNN and linear probe on the pixels themselves; the probe with the strongest L2 alone, since pixels overfit with less."""
+        """kNN and linear probe on the pixels themselves, measured like the features but against the bank."""
         j = self.judge
-        bank, queries = (raw_pixels(i.pixels, i.image_size).to(device) for i in (j.bank(), j.test))
-        found = {"knn_top1": knn_top1(bank, j.bank(), queries, j.test, j.options["knn"])}
+        bank, queries = (raw_pixels(i.pixels, i.image_size).to(device) for i in (j.bank, j.test))
+        found = {"knn_top1": knn_top1(bank, j.bank, queries, j.test, j.options["knn"])}
         if j.options["linear"]["final"]:
-            options = {**j.options["linear"], "l2": [max(j.options["linear"]["l2"])], "max_iter": min(100, j.options["linear"]["max_iter"])}
-            found["linear_top1"] = linear(bank, j.bank(), queries, j.test, options, j.seed)["top1"]
+            found["linear_top1"] = linear(bank, j.bank, queries, j.test, j.options["linear"], j.seed)["top1"]
         self.baselines["raw_pixels"] = found
 
     # ------------------------------------------------------------------------------------ during
@@ -91,7 +92,7 @@ class Evaluate(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.due(trainer):
-            module.log_dict(self.evaluate(module, self.judge.bank(), trainer.current_epoch + 1)[0])
+            module.log_dict(self.evaluate(module, self.judge.bank, trainer.current_epoch + 1)[0])
 
     def evaluate(self, module: L.LightningModule, train: Images, epoch: int) -> tuple[dict[str, float], Tensor | None, Tensor]:
         """Metrics after `epoch` epochs with `train` as bank, and the features of bank (None without labels) and test."""
@@ -105,7 +106,7 @@ class Evaluate(Callback):
             if self.probe is not None:
                 known = j.test.labelled.to(queries.device)
                 metrics["eval/online_linear_top1"] = accuracy(self.probe.scores(queries[known]), j.test.labels[j.test.labelled])
-        self.health = measure(queries[:SAMPLE], *self.view_features(module))
+        self.health = measure(queries[spread(len(queries), min(SAMPLE, len(queries)))], *self.view_features(module))
         metrics.update({f"health/{k}": v for k, v in self.health.items()})
         self.history.append({"epoch": epoch, **metrics})
         self.verdict = verdict(self.health["feature_std"], self.health["effective_rank"], queries.shape[1], min(len(queries), SAMPLE))
@@ -115,7 +116,8 @@ class Evaluate(Callback):
     @torch.no_grad()
     def view_features(self, module: L.LightningModule) -> tuple[Tensor, Tensor]:
         """Features of two views of some test images, drawn the same at every evaluation."""
-        pixels = self.judge.test.pixels[:512].to(module.device)
+        test = self.judge.test
+        pixels = test.pixels[spread(len(test), min(512, len(test)))].to(module.device)
         views = module.augment(pixels, fold_seed("health", self.judge.seed))
         with eval_mode(module.evaluated):
             h1, h2 = (module.evaluated(v).float() for v in (views[0], views[-1]))
@@ -146,20 +148,23 @@ class Evaluate(Callback):
         """What the report draws: views of some images, a map of the features, nearest neighbours."""
         j = self.judge
         self.figures.mkdir(parents=True, exist_ok=True)
-        some = j.test.pixels[:8].to(module.device)
+        rows = spread(len(j.test), min(18, len(j.test)))  # images with views, then images with neighbours
+        some, asked = j.test.pixels[rows[:8]].to(module.device), rows[-10:]
         views = module.augment(some, fold_seed("figure", j.seed)) + module.augment(some, fold_seed("figure", j.seed, 1))
         mean, std = (torch.tensor(v, device=module.device).view(1, 3, 1, 1) for v in (j.mean, j.std))
         shown = [((v * std + mean).clamp(0, 1) * 255).byte().cpu().numpy() for v in views]
-        centred = queries[:SAMPLE] - queries[:SAMPLE].mean(0)
+        sample = spread(len(queries), min(SAMPLE, len(queries)))
+        queries = queries.nan_to_num()
+        centred = queries[sample] - queries[sample].mean(0)
         _, _, v = torch.linalg.svd(centred.float(), full_matrices=False)
-        pool, images = (bank, j.train) if bank is not None else (queries, j.test)
-        index = nearest(pool, queries[8:18], 9)[1].cpu()
+        pool, images = (bank.nan_to_num(), j.train) if bank is not None else (queries, j.test)
+        index = nearest(pool, queries[asked], 9)[1].cpu()
         index = index[:, :8] if bank is not None else index[:, 1:]  # without a bank the first is the query itself
         size = j.test.image_size
-        small = {"queries": centre(j.test.pixels[8:18], size), "neighbours": centre(images.pixels[index.flatten()], size)}
-        labels = {} if j.test.labels is None or images.labels is None else {
-            "labels": j.test.labels[:SAMPLE], "query_labels": j.test.labels[8:18], "neighbour_labels": images.labels[index]
-        }  # fmt: skip
+        small = {"queries": centre(j.test.pixels[asked], size), "neighbours": centre(images.pixels[index.flatten()], size)}
+        labels = {}
+        if j.test.labels is not None and images.labels is not None:
+            labels = {"labels": j.test.labels[sample], "query_labels": j.test.labels[asked], "neighbour_labels": images.labels[index]}
         np.savez_compressed(
             self.figures / "data.npz",
             originals=(centre(some, size) * 255).byte().cpu().numpy(),

@@ -34,7 +34,7 @@ class Stop(Callback):
         self._restore()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
-        if self.asked:
+        if self.asked and not trainer.is_last_batch:  # else after the next step, so that the epoch is evaluated and logged
             trainer.save_checkpoint(self.checkpoint)
             raise Stopped
 

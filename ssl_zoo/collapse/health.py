@@ -12,11 +12,13 @@ def feature_std(h: Tensor) -> float:
 
     h: [N, D]. (SimSiam, section 4.1.)
     """
-    return float(F.normalize(h.float(), dim=-1).std(0).mean() * h.shape[1] ** 0.5)
+    return float(F.normalize(h.float(), dim=-1).std(0, correction=0).mean() * h.shape[1] ** 0.5)
 
 
 def effective_rank(h: Tensor) -> float:
     """exp of the entropy of the normalised singular values of centred features [N, D]; from 1 to min(N, D). (Roy & Vetterli 2007.)"""
+    if not torch.isfinite(h).all():
+        return math.nan
     s = torch.linalg.svdvals((h - h.mean(0)).float())
     p = s / s.sum().clamp_min(1e-12)
     return float(torch.exp(-(p * p.clamp_min(1e-12).log()).sum()))

@@ -105,7 +105,7 @@ def _fingerprint(names: Sequence[str], read: Sequence[Callable[[], bytes]], canv
 def _hash_of(read: Callable[[], bytes]) -> bytes:
     try:
         return hashlib.blake2b(read(), digest_size=16).digest()
-    except OSError:
+    except (OSError, ValueError):  # a damaged parquet row group is a ValueError
         return b"unreadable"
 
 
@@ -122,7 +122,7 @@ def _decode_one(read: Callable[[], bytes], canvas: int) -> np.ndarray | str:
         data = read()
         return fit(to_rgb(data), canvas) if data else "empty file"
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as e:
-        return str(e).split("<_io")[0].strip().splitlines()[0] or type(e).__name__
+        return next(iter(str(e).split("<_io")[0].strip().splitlines()), "") or type(e).__name__
 
 
 def _fill(folder: Path, names: Sequence[str], read: Sequence[Callable[[], bytes]], canvas: int) -> None:

@@ -26,13 +26,13 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def head(self, count: int | None) -> "Images":
-        """The first `count` images; all for None."""
-        if count is None:
+    def some(self, count: int | None) -> "Images":
+        """`count` images, evenly spaced (a source may be sorted by class); all for None."""
+        if count is None or count == len(self):
             return self
         if count > len(self):
             raise UserError(f"data.subset={count} is more than the {len(self)} training images there are: choose at most that.")
-        return self.take(torch.arange(count))
+        return self.take(spread(len(self), count))
 
     def take(self, index: Tensor) -> "Images":
         """The images at `index` [n]."""
@@ -57,9 +57,20 @@ class Images:
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel on [0, 1], over at most 5,000 evenly spaced images."""
-        step = max(1, len(self) // 5000)
-        x = self.pixels[::step][:5000].float() / 255
-        return tuple(x.mean((0, 2, 3)).tolist()), tuple(x.std((0, 2, 3)).clamp_min(1e-3).tolist())
+        count, first, second = 0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+        for index in spread(len(self), min(5000, len(self))).split(256):
+            x = self.pixels[index].to(torch.float64) / 255
+            count += x.numel() // 3
+            first += x.sum((0, 2, 3))
+            second += x.square().sum((0, 2, 3))
+        mean = first / count
+        std = (second / count - mean.square()).clamp_min(1e-6).sqrt()
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def spread(total: int, count: int) -> Tensor:
+    """`count` indices evenly spaced over `total`, [count]."""
+    return torch.arange(count) * total // count
 
 
 def held_out(total: int, share: float) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,10 @@ def extract(
 
 def raw_pixels(pixels: Tensor, size: int) -> Tensor:
     """Images as their own features: the pixels of the centre crop, [N, 3 S S] on [0, 1]; shrunk to 32 px where larger."""
-    x = centre(pixels, size)
-    if size > 32:
-        x = torch.nn.functional.interpolate(x, 32, mode="bilinear", antialias=True)
-    return x.flatten(1)
+    parts = []
+    for chunk in pixels.split(512):
+        x = centre(chunk, size)
+        if size > 32:
+            x = torch.nn.functional.interpolate(x, 32, mode="bilinear", antialias=True)
+        parts.append(x.flatten(1))
+    return torch.cat(parts)

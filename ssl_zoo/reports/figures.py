@@ -42,7 +42,7 @@ def read_metrics(run: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     with open(file, newline="", encoding="utf-8") as f:
         for row in csv.DictReader(f):
             for key, value in row.items():
-                if key and value not in ("", None):
+                if key and value not in ("", None, "nan", "inf", "-inf"):
                     steps, values = columns.setdefault(key, ([], []))
                     steps.append(int(row["step"]))
                     values.append(float(value))
@@ -123,7 +123,7 @@ def health(metrics: dict, summary: dict[str, Any]) -> Figure | None:
 
 def feature_map(data: dict[str, np.ndarray]) -> Figure | None:
     """The first two principal components of test features, coloured by class."""
-    if "map" not in data:
+    if "map" not in data or data["map"].shape[1] < 2 or len(data["map"]) < 3:
         return None
     points = data["map"]
     figure, ax = plt.subplots(figsize=(6.2, 4.4))
@@ -155,6 +155,8 @@ def neighbours(data: dict[str, np.ndarray]) -> Figure | None:
     if "queries" not in data or not len(data["queries"]):
         return None
     rows, k = data["index"].shape
+    if k == 0:
+        return None
     pictures = data["neighbours"].reshape(rows, k, *data["neighbours"].shape[1:])
     figure, axes = plt.subplots(
         rows, k + 1, figsize=(0.78 * (k + 1), 0.78 * rows), squeeze=False, gridspec_kw={"wspace": 0.12, "hspace": 0.12}
@@ -191,5 +193,5 @@ def view_grid(originals: np.ndarray, augmented: np.ndarray) -> Figure:
             _picture(axes[r, c + 1], augmented[r, c])
     axes[0, 0].set_title("image", fontsize=9, loc="center")
     for c in range(count):
-        axes[0, c + 1].set_title(f"view {c % 2 + 1}", fontsize=9, loc="center")
+        axes[0, c + 1].set_title(f"view {c + 1}", fontsize=9, loc="center")
     return figure

@@ -57,8 +57,9 @@ def cards(summary: dict[str, Any]) -> list[tuple[str, str, bool]]:
         (_percent(final.get("linear_top1")), "linear probe, trained", False),
         (_percent(base.get("raw_pixels", {}).get("linear_top1")), "linear probe, raw pixels", True),
     ]
-    rank = (f"{summary['health'].get('effective_rank', float('nan')):.0f} / {summary['num_features']}", "effective rank", False)
-    return [c for c in shown if c[0] != "–"] + [rank]
+    found = summary["health"].get("effective_rank")
+    rank = ("–" if found is None else f"{found:.0f} / {summary['num_features']}", "effective rank", False)
+    return [c for c in [*shown, rank] if c[0] != "–"]
 
 
 def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

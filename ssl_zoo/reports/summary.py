@@ -1,6 +1,7 @@
 """summary.json: the numbers of a run, how they were measured, and what it takes to get them again."""
 
 import json
+import math
 import platform
 import resource
 import subprocess
@@ -53,11 +54,20 @@ def protocol(options: dict[str, Any]) -> str:
     bank = options["bank"]
     return (
         f"Features of un-augmented images, backbone in evaluation mode. kNN: cosine, k={knn['k']}, votes exp(s/{knn['temperature']}), "
-        f"bank = labelled training images (while training the first {bank}, at the end all). Linear probe: L-BFGS logistic regression on "
+        f"bank = labelled training images (while training {bank} at most, at the end all). Linear probe: L-BFGS logistic regression on "
         f"standardised features, L2 from {l2} chosen on a tenth held out of train. Online probe: linear layer trained beside the method. "
-        f"Raw pixels: the image itself, at most 32 px, as features (bank: the first {bank}; linear probe with the strongest L2). "
+        f"Raw pixels: the image itself, at most 32 px, as features, against {bank} training images at most. "
         f"'final' is after the last epoch; 'best' is the highest kNN seen while training, on the test split, and so optimistic."
     )
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity are no JSON: null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_summary(
@@ -94,6 +104,6 @@ def write_summary(
         "commit": commit(),
     }
     part = run / "summary.json.part"
-    part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     part.replace(run / "summary.json")
     return summary
