@@ -18,7 +18,7 @@ from ssl_zoo.callbacks.evaluate import Evaluate, Judge
 from ssl_zoo.callbacks.loggers import sync_command
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.callbacks.progress import RunProgress
-from ssl_zoo.callbacks.stop import Stop, Stopped
+from ssl_zoo.callbacks.stop import Place, Stop, Stopped
 from ssl_zoo.callbacks.throughput import Throughput
 from ssl_zoo.config import plain
 from ssl_zoo.data.loader import Loader
@@ -83,6 +83,7 @@ def pretrain(config: DictConfig, name: str, command: str, resume: Path | None = 
         trainer.world_size,
         config.data.resident,
     )
+    trainer.callbacks.append(Place(loader))
     steps = len(loader) if trainer.max_steps < 0 else min(len(loader), trainer.max_steps)
     trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)  # so that every epoch, and the shortest run, shows its loss
     if config.trainer.compile:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the current step, with everything saved."""
+"""Ctrl-C and SIGTERM end a run after the current step, with everything saved; a resumed run goes on with the next batch."""
 
 import signal
 from types import FrameType
@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
+
+from ssl_zoo.data.loader import Loader
 
 
 class Stopped(Exception):
@@ -45,3 +47,18 @@ class Stop(Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+class Place(Callback):
+    """Keeps the loader's place in its epoch in the checkpoint. Lightning's own record of it is not read back in a run whose
+    `configure_optimizers` asks for the number of steps, as a schedule per step must.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loader.load_state_dict(state)
