@@ -30,14 +30,20 @@ class Data:
     std: tuple[float, ...]
 
 
-def build(node: DictConfig, trust: list[str], **kwargs: Any) -> Any:
-    """What a `_target_` names, called with its config and `kwargs`; only from trusted packages."""
-    check_located(plain(node), trust)
-    return hydra.utils.instantiate(node, _partial_=True, _convert_="all")(**kwargs)
+def build(config: DictConfig, slot: str, **kwargs: Any) -> Any:
+    """What `_target_` of the group `slot` names, called with its config and `kwargs`; only from trusted packages."""
+    node = config[slot]
+    check_located(plain(node), slot, config.trust)
+    try:
+        return hydra.utils.instantiate(node, _partial_=True, _convert_="all")(**kwargs)
+    except TypeError as e:
+        if "argument" not in str(e):
+            raise
+        raise UserError(f"{slot}={node._target_} cannot be made from its config: {e}.") from e
 
 
 def build_data(config: DictConfig) -> Data:
-    source = build(config.dataset, config.trust)
+    source = build(config, "dataset")
     train, test = source.load("train").some(config.data.subset), source.load("test")
     if len(train) < 2 or len(test) < 1:
         raise UserError(f"There are {len(train)} training and {len(test)} test images: at least 2 and 1 are needed.")
@@ -51,10 +57,10 @@ def build_augment(config: DictConfig, image_size: int, data: Data | None = None)
 
 def build_method(config: DictConfig, data: Data) -> Method:
     size = data.train.image_size
-    backbone = build(config.backbone, config.trust, image_size=size).to(memory_format=torch.channels_last)
+    backbone = build(config, "backbone", image_size=size).to(memory_format=torch.channels_last)
     return build(
-        config.method,
-        config.trust,
+        config,
+        "method",
         backbone=backbone,
         augment=build_augment(config, size, data),
         optimizer=plain(config.optimizer),

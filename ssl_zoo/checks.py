@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -168,18 +169,27 @@ def check_target(key: str, target: str, trust: Iterable[str]) -> None:
         raise UserError(f"{key}={target} names nothing that exists" + (f"; did you mean '{hint}'?" if hint else "."))
 
 
-def check_located(config: dict, trust: Iterable[str]) -> None:
-    """Import every `_target_` and refuse what a trusted name merely leads to, such as torch.os.system or torch.hub.load."""
-    for key, target in targets(config):
+ROOMS = {"method": "ssl_zoo.methods", "backbone": "ssl_zoo.nn", "dataset": "ssl_zoo.data"}
+
+
+def check_located(config: dict, slot: str, trust: Iterable[str]) -> None:
+    """Import every `_target_` of the group `slot` and refuse what a trusted name merely leads to, such as torch.os.system, torch.hub.load
+    or a function of ssl_zoo that is no part of a run.
+    """
+    from torch import nn
+
+    for key, target in targets(config, slot):
         check_target(key, target, trust)
+        logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what fails is said below, once
         try:
             found = hydra.utils.get_object(target)
         except (ImportError, AttributeError, ValueError) as e:
             raise UserError(f"{key}={target} names nothing that exists; check its spelling.") from e
-        home = getattr(found, "__module__", None) or ""
-        ours = any(f"{home}.".startswith(f"{p}.") for p in ("ssl_zoo", *trust))
-        if not ours and not (isinstance(found, type) and any(f"{home}.".startswith(f"{p}.") for p in TRUSTED)):
-            raise UserError(f"{key}={target} is not a class of a trusted package, so it is not called.")
+        home = f"{getattr(found, '__module__', None) or ''}."
+        if any(home.startswith(f"{p}.") for p in (ROOMS.get(slot, "ssl_zoo.augment"), *trust)):
+            continue
+        if not (isinstance(found, type) and issubclass(found, nn.Module) and any(home.startswith(f"{p}.") for p in TRUSTED)):
+            raise UserError(f"{key}={target} cannot be a {slot} or a part of one, so it is not called.")
 
 
 def _names_of_ssl_zoo() -> set[str]:

@@ -1,9 +1,8 @@
 """The `ssl-zoo` command. Everything that can be wrong with a command is said here, before torch is imported."""
 
+import errno
 import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,12 +59,18 @@ def main(argv: list[str] | None = None) -> None:
         code = 130
     except BrokenPipeError:
         code = 0
+    except OSError as e:
+        if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = e.filename or "a file"
+        print(f"ssl-zoo: Cannot write {place} ({e.strerror}): free space, or choose a folder you can write.", file=sys.stderr)
+        code = 2
     sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
     options, words = split_options(argv)
-    verb = words.pop(0) if words and "=" not in words[0] and words[0][0] not in "+~" else "pretrain"
+    verb = words.pop(0) if words and "=" not in words[0] and not words[0].startswith(("+", "~")) else "pretrain"
     if verb not in VERBS:
         from ssl_zoo.checks import nearest
 
@@ -80,7 +85,9 @@ def run(argv: list[str]) -> int:
     if "multirun" in options:
         if verb != "pretrain":
             raise UserError(f"-m works with pretrain only, not with {verb}.")
-        return multirun(words, options.get("config-dir"))
+        from ssl_zoo.multirun import multirun
+
+        return multirun(words, options)
     handlers: dict[str, Callable[[list[str], dict[str, str]], int]] = {
         "pretrain": do_pretrain,
         "eval": do_eval,
@@ -130,8 +137,9 @@ def help_page() -> str:
     ).rstrip()
 
 
-def command_line(words: list[str], verb: str = "") -> str:
-    return shlex.join(["ssl-zoo", *([verb] if verb else []), *words])
+def command_line(words: list[str], options: dict[str, str], verb: str = "") -> str:
+    folder = ["--config-dir", options["config-dir"]] if "config-dir" in options else []
+    return shlex.join(["ssl-zoo", *([verb] if verb else []), *folder, *words])
 
 
 def config_dirs(options: dict[str, str]) -> list[str]:
@@ -148,30 +156,35 @@ def do_pretrain(words: list[str], options: dict[str, str]) -> int:
     name = run_name(words, config_dirs(options))
     from ssl_zoo.train import pretrain
 
-    return finish(pretrain(config, name, command_line(words)))
+    return finish(pretrain(config, name, [command_line(words, options)]))
 
 
 def do_resume(words: list[str], options: dict[str, str]) -> int:
-    from ssl_zoo.config import load_run
+    from ssl_zoo.saved import commands_of, load_run
 
     run, words = take_run(words, "resume")
-    config = load_run(str(run), words)
+    config = load_run(run, words)
     if "cfg" in options:
         return show(config)
     if not (run / "checkpoints" / "last.ckpt").is_file():
         raise UserError(f"{run}/checkpoints/last.ckpt is missing, so there is nothing to continue: start the run again.")
+    done = finished_epochs(run)
+    if done is not None and config.epochs <= done:
+        raise UserError(f"run={run} has finished its {done} epochs: add epochs={2 * done} to train on, or see {run}/report.html.")
+    commands = [*commands_of(run), *([command_line([f"run={run}", *words], {}, "resume")] if words else [])]
     from ssl_zoo.train import pretrain
 
-    return finish(pretrain(config, run.resolve().parent.name, command_line([f"run={run}", *words], "resume"), resume=run))
+    return finish(pretrain(config, run.resolve().parent.name, commands, resume=run))
 
 
 def do_eval(words: list[str], options: dict[str, str]) -> int:
-    from ssl_zoo.config import compose, load_run
+    from ssl_zoo.config import compose
+    from ssl_zoo.saved import load_run
 
     config = compose("eval", words, config_dirs(options))
     if "cfg" in options:
         return show(config)
-    trained = load_run(config.run)
+    trained = load_run(config.run, trust=config.trust)
     if not (Path(config.run) / "backbone.safetensors").is_file():
         raise UserError(
             f"{config.run} has no backbone.safetensors yet: let the run finish, or continue it with ssl-zoo resume run={config.run}."
@@ -199,7 +212,7 @@ def do_report(words: list[str], options: dict[str, str]) -> int:
     run, words = take_run(words, "report")
     if words:
         raise UserError(f"report takes run=... only, not '{words[0]}'.")
-    if not (run / "summary.json").is_file():
+    if finished_epochs(run) is None:
         raise UserError(f"run={run} has no summary.json: let the run finish first.")
     from ssl_zoo.reports.html import write_report
 
@@ -218,7 +231,7 @@ def do_list(words: list[str], options: dict[str, str]) -> int:
         raise unknown("group", words[0], plural)
     for group in [plural.get(words[0], words[0])] if words else ("method", "backbone", "dataset"):
         print(f"{group}=")
-        for name, what in choice_names(group).items():
+        for name, what in choice_names(group, config_dirs(options)).items():
             print(f"  {name:14} {what}")
     return 0
 
@@ -241,6 +254,17 @@ def take_run(words: list[str], verb: str) -> tuple[Path, list[str]]:
     return Path(runs[0]), [w for w in words if not w.startswith("run=")]
 
 
+def finished_epochs(run: Path) -> int | None:
+    """How many epochs a finished run trained for; None for a run without summary.json."""
+    import json
+
+    file = run / "summary.json"
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8"))["epochs"]) if file.is_file() else None
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{file} cannot be read: delete it and run ssl-zoo resume run={run} to have it written anew.") from e
+
+
 def finish(summary: dict) -> int:
     """Draw the report and print the six-line table; on ranks above 0 there is nothing to print."""
     if not summary:
@@ -254,32 +278,6 @@ def finish(summary: dict) -> int:
     if summary.get("sync"):
         print(f"upload with: {summary['sync']}")
     return 0
-
-
-def multirun(words: list[str], config_dir: str | None) -> int:
-    """One process and one run folder per job, one after the other; a job that fails does not stop the others."""
-    from ssl_zoo.config import compose, expand, run_name
-
-    dirs = [config_dir] if config_dir else []
-    jobs = expand(words, dirs)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    commands = []
-    for number, job in enumerate(jobs):  # every job's config is checked before the first one starts
-        config = compose("train", job, dirs)
-        if config.run and len(jobs) > 1:
-            raise UserError("run=... would be shared by all jobs of -m: use out=... instead.")
-        folder = config.run or str(Path(config.out) / run_name(job, dirs) / f"{stamp}_{number}")
-        extra = ["--config-dir", config_dir] if config_dir else []
-        commands.append([sys.executable, "-m", "ssl_zoo", "pretrain", *extra, *job, f"run={folder}"])
-    codes = []
-    for number, (job, command) in enumerate(zip(jobs, commands, strict=True), 1):
-        print(f"[{number}/{len(jobs)}] {command_line(job)}", flush=True)
-        codes.append(subprocess.run(command).returncode)
-        if codes[-1] == 130:
-            raise KeyboardInterrupt(f"Stopped in job {number} of {len(jobs)}.")
-    failed = [number for number, code in enumerate(codes, 1) if code]
-    print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs finished" + (f"; failed: {', '.join(map(str, failed))}" if failed else ""))
-    return 1 if failed else 0
 
 
 if __name__ == "__main__":

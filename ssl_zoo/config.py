@@ -19,7 +19,11 @@ from ssl_zoo.checks import check_paths_and_views, check_target, check_values, ta
 from ssl_zoo.errors import UserError
 
 NAMES_A_RECIPE = ("method", "backbone", "dataset", "recipe", "experiment")
-ADAMW_FAMILIES = ("vit", "deit", "beit", "eva", "swin", "cait", "xcit", "convnext", "mixer", "pit", "pvt", "coat")
+# parts of timm's names that tell a transformer, MLP or ConvNeXt
+ADAMW_FAMILIES = (
+    "vit deit beit eva swin cait xcit convnext mixer mlp pit pvt coat twins volo nest_ tnt poolformer metaformer caformer convformer "
+    "efficientformer edgenext visformer hiera focalnet sequencer inception_next swiftformer mambaout aimv2"
+).split()
 
 
 def conf_dir() -> Path:
@@ -62,11 +66,12 @@ def plain(config: DictConfig) -> dict:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
-def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+def all_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a config."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield f"{prefix}{key}"
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from all_keys(value, f"{prefix}{key}.")
 
 
 def _split(overrides: list[Override], loader: ConfigLoader, multirun: bool) -> tuple[list[Override], list[Override]]:
@@ -98,6 +103,11 @@ def compose(name: str, overrides: list[str], config_dirs: Iterable[str] = ()) ->
         except (HydraException, OmegaConfBaseException) as e:
             raise UserError(" ".join(str(e).split("\n")[0].split())) from e
     check_complete(resolved)
+    for group in ("dataset", "data"):  # so that the saved config means the same in another folder
+        for key in ("path", "cache"):
+            place = resolved[group].get(key) if group in resolved else None
+            if isinstance(place, str):
+                resolved[group][key] = str(Path(place).expanduser().resolve())
     return resolved
 
 
@@ -117,8 +127,8 @@ def _compose(name: str, overrides: list[Override], loader: ConfigLoader) -> Dict
     final = []
     for o in values:
         key, is_new = o.key_or_group, o.is_add() or o.is_force_add()
-        if not is_new and not o.is_delete() and not _known(known, key):
-            raise unknown("key", key, [*_keys(known), *choices], listed=False)
+        if not is_new and not o.is_delete() and not is_known(known, key):
+            raise unknown("key", key, [*all_keys(known), *choices], listed=False)
         free = not is_new and not o.is_delete() and OmegaConf.select(reference, key) is None
         final.append(f"++{o.input_line}" if free and _parent_is_free(known, key) else str(o.input_line))
     config = hydra.compose(name, [*lines, *final])
@@ -134,7 +144,7 @@ def _compose(name: str, overrides: list[Override], loader: ConfigLoader) -> Dict
     return config
 
 
-def _known(config: dict, key: str) -> bool:
+def is_known(config: dict, key: str) -> bool:
     """Whether a dotted key exists, or lies inside an open table (`kwargs: {}`)."""
     node: Any = config
     for part in key.split("."):
@@ -191,29 +201,11 @@ def expand(overrides: list[str], config_dirs: Iterable[str] = ()) -> list[list[s
         return BasicSweeper.split_arguments(parse(overrides), None)[0]
 
 
-def load_run(run: str, overrides: list[str] = ()) -> DictConfig:  # type: ignore[assignment]
-    """The config that a run folder was trained with, under `overrides` of its values."""
-    file = Path(run) / "config.yaml"
-    if not file.is_file():
-        found = sorted(str(p.parent) for p in Path(run).rglob("config.yaml"))[:1] if Path(run).is_dir() else []
-        hint = f"did you mean run={found[0]}?" if found else "give the folder that holds config.yaml."
-        raise UserError(f"run={run} is not a run folder; {hint}")
-    config = OmegaConf.load(file)
-    if not isinstance(config, DictConfig):
-        raise UserError(f"{file} is not a config of ssl_zoo.")
-    known = plain(config)
-    for o in parse(list(overrides)):
-        if not _known(known, o.key_or_group):
-            raise unknown("key", o.key_or_group, _keys(known), listed=False)
-        OmegaConf.update(config, o.key_or_group, o.value())
-        if o.key_or_group == "epochs":
-            config.trainer.max_epochs = o.value()
-    check_values(plain(config), known)
-    check_complete(config)
-    return config
-
-
-def choice_names(group: str) -> dict[str, str]:
-    """The options of a group and the first comment line of each file."""
-    files = sorted((conf_dir() / group).glob("*.yaml"))
-    return {f.stem: f.read_text(encoding="utf-8").split("\n")[0].lstrip("# ") for f in files}
+def choice_names(group: str, config_dirs: Iterable[str] = ()) -> dict[str, str]:
+    """The options of a group and the first line of each file that says something."""
+    files = sorted(f for folder in (conf_dir(), *map(Path, config_dirs)) for f in (folder / group).glob("*.yaml"))
+    about = {}
+    for file in files:
+        lines = [line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        about[file.stem] = next((line for line in lines if not line.startswith("@package")), "")
+    return about

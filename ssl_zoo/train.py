@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ssl_zoo.build import build_data, build_method, build_trainer
 from ssl_zoo.callbacks.evaluate import Evaluate, Judge
@@ -26,6 +27,7 @@ from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.protocol import labelled_pair
 from ssl_zoo.export import save_backbone
 from ssl_zoo.reports.summary import write_summary
+from ssl_zoo.saved import save_config
 
 
 def quieten() -> None:
@@ -53,16 +55,28 @@ def run_folder(config: DictConfig, name: str) -> Path:
     return run
 
 
-def pretrain(config: DictConfig, name: str, command: str, resume: Path | None = None) -> dict[str, Any]:
-    """Train as `config` says into a run folder (`resume` continues one) and return its summary."""
+def check_checkpoint(file: Path) -> None:
+    """Refuse a checkpoint that cannot be read before anything of the run is changed."""
+    try:
+        torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as e:  # torch raises exceptions of many kinds for a damaged file
+        reason = str(e).splitlines()[0][:160]
+        raise UserError(f"{file} cannot be read ({reason}): restore it from a copy or start a new run.") from e
+
+
+def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | None = None) -> dict[str, Any]:
+    """Train as `config` says into a run folder (`resume` continues one) and return its summary. commands: what made the run."""
     quieten()
+    last_file = resume / "checkpoints" / "last.ckpt" if resume else None
+    if last_file:
+        check_checkpoint(last_file)
     started = time.perf_counter()
     L.seed_everything(config.seed, verbose=False)
     data = build_data(config)
     method = build_method(config, data)
     run = resume or run_folder(config, name)
     if not rank_zero_only.rank:
-        OmegaConf.save(config, run / "config.yaml")
+        save_config(config, run, commands)
     data_seconds = time.perf_counter() - started
 
     judge = Judge(data.train, data.test, data.mean, data.std, plain(config.evaluation), config.seed)
@@ -89,19 +103,20 @@ def pretrain(config: DictConfig, name: str, command: str, resume: Path | None = 
     if config.trainer.compile:
         method.backbone.compile()
     try:
-        trainer.fit(method, loader, ckpt_path=str(resume / "checkpoints" / "last.ckpt") if resume else None, weights_only=True)
-    except Stopped:
-        raise KeyboardInterrupt(
-            f"Stopped after step {trainer.global_step}; nothing is lost. Continue with: ssl-zoo resume run={run}"
-        ) from None
+        trainer.fit(method, loader, ckpt_path=str(last_file) if last_file else None, weights_only=True)
+    except Stopped as e:
+        raise KeyboardInterrupt(f"{e} Continue with: ssl-zoo resume run={run}") from None
+    if not evaluate.final:  # the run had been trained to its end, but not judged
+        evaluate.on_train_end(trainer, method)
     if not trainer.is_global_zero:
         return {}
 
     about = {"name": name, "image_size": data.train.image_size, "mean": data.mean, "std": data.std, "backbone": plain(config.backbone)}
     save_backbone(method.evaluated, run / "backbone.safetensors", about)
+    skipped = sorted({*data.train.skipped, *data.test.skipped})
     facts = {
         "name": name,
-        "command": command,
+        "command": "\n".join(commands),
         "seed": config.seed,
         "config_hash": config_hash(config),
         "stem": getattr(method.backbone, "stem_used", "unknown"),
@@ -113,7 +128,8 @@ def pretrain(config: DictConfig, name: str, command: str, resume: Path | None = 
             "train": len(data.train),
             "test": len(data.test),
             "classes": data.train.num_classes,
-            "skipped": sorted({*data.train.skipped, *data.test.skipped}),
+            "skipped": skipped[:100],
+            "skipped_count": len(skipped),
             "resident": loader.resident,
         },
     }

@@ -35,16 +35,16 @@ def evaluate_run(config: DictConfig, trained: DictConfig) -> dict[str, Any]:
     reason = labelled_pair(data.train, data.test)
     if reason:
         raise UserError(f"eval protocol={config.protocol} needs labels, but {reason}.")
-    backbone = build(trained.backbone, trained.trust, image_size=data.train.image_size)
+    backbone = build(trained, "backbone", image_size=data.train.image_size)
     load_backbone(backbone, run / "backbone.safetensors", device)
     judge = Judge(data.train, data.test, data.mean, data.std, plain(config.evaluation), trained.seed)
-    bank, queries = (judge.features(backbone, images, device) for images in (data.train, data.test))
+    bank, queries = (judge.features(backbone, images, device) for images in (judge.known, data.test))
     if config.protocol == "knn":
         knn = judge.options["knn"]
-        result: dict[str, Any] = {"knn_top1": knn_top1(bank, data.train, queries, data.test, knn), **knn}
+        result: dict[str, Any] = {"knn_top1": knn_top1(bank, judge.known, queries, data.test, knn), **knn}
     else:
-        result = {f"linear_{k}": v for k, v in linear(bank, data.train, queries, data.test, judge.options["linear"], trained.seed).items()}
-    result |= {"train_images": len(data.train), "test_images": len(data.test), "seed": trained.seed}
+        result = {f"linear_{k}": v for k, v in linear(bank, judge.known, queries, data.test, judge.options["linear"], trained.seed).items()}
+    result |= {"train_images": len(judge.known), "test_images": len(data.test), "seed": trained.seed}
     (run / f"eval_{config.protocol}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
 

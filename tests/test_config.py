@@ -1,6 +1,7 @@
 """Composition, and the answers to what cannot work."""
 
 import re
+import shlex
 import subprocess
 import sys
 
@@ -9,8 +10,9 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 
 from ssl_zoo.checks import check_located, nearest
-from ssl_zoo.config import compose, conf_dir, expand, load_run, plain, run_name
+from ssl_zoo.config import choice_names, compose, conf_dir, expand, plain, run_name
 from ssl_zoo.errors import UserError
+from ssl_zoo.saved import commands_of, load_run, save_config
 
 
 @pytest.fixture
@@ -135,10 +137,12 @@ def test_own_packages_need_trust():
 
 
 def test_trusted_names_do_not_lead_elsewhere():
-    for target in ("torch.os.system", "torch.hub.load", "torch.load", "ssl_zoo.config.hydra.utils.get_method", "torch.nn.Nothing"):
+    for target in ("torch.os.system", "torch.hub.load", "torch.load", "ssl_zoo.config.hydra.utils.get_method", "torch.nn.Nothing",
+                   "ssl_zoo.cli.main", "torch.multiprocessing.Process", "torch.utils.data.DataLoader",
+                   "ssl_zoo.export.save_backbone", "ssl_zoo.data.folder.Folder"):  # fmt: skip
         with pytest.raises(UserError):
-            check_located({"_target_": target}, [])
-    check_located({"_target_": "torch.nn.Linear", "inner": [{"_target_": "ssl_zoo.nn.backbones.create"}]}, [])
+            check_located({"_target_": target}, "backbone", [])
+    check_located({"_target_": "torch.nn.Linear", "inner": [{"_target_": "ssl_zoo.nn.backbones.create"}]}, "backbone", [])
 
 
 @pytest.mark.parametrize(
@@ -148,18 +152,82 @@ def test_nearest(word, hint):
     assert nearest(word, ["method", "epochs", "trainer.max_epochs", "trainer.max_steps", "data.subset", "dataset.seed"]) == hint
 
 
-def test_a_run_is_loaded_with_checked_changes(tmp_path):
-    OmegaConf.save(compose("train", ["epochs=3"]), tmp_path / "config.yaml")
-    assert load_run(str(tmp_path)).epochs == 3
-    assert load_run(str(tmp_path), ["epochs=9"]).epochs == 9
-    with pytest.raises(UserError, match="did you mean 'epochs'"):
-        load_run(str(tmp_path), ["epoch=9"])
-    with pytest.raises(UserError, match="epochs takes"):
-        load_run(str(tmp_path), ["epochs=x"])
-    with pytest.raises(UserError, match=f"did you mean run={re.escape(str(tmp_path))}"):
-        load_run(str(tmp_path.parent))
+# ---------------------------------------------------------------------------------------------- the config of a run folder
+@pytest.fixture
+def saved(tmp_path):
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    save_config(compose("train", ["epochs=3"]), run, ["ssl-zoo epochs=3", "ssl-zoo resume\nrun=x"])
+    return run
+
+
+def test_a_run_is_loaded_with_what_a_resume_may_change(saved):
+    assert load_run(saved) == compose("train", ["epochs=3"])
+    assert commands_of(saved) == ["ssl-zoo epochs=3", "ssl-zoo resume run=x"]
+    changed = load_run(saved, ["epochs=9", "trainer.log_every_n_steps=1", "evaluation.knn.k=5", "data.resident=false"])
+    assert (changed.epochs, changed.trainer.max_epochs, changed.evaluation.knn.k, changed.data.resident) == (9, 9, 5, False)
+
+
+RESUME_ANSWERS = {
+    "epoch=9": "did you mean 'epochs'",
+    "epochs=x": "epochs takes",
+    "epochs=3,4": "write epochs=value",
+    "~epochs": "write epochs=value",
+    "optimizer.base_lr=1": "resume cannot change optimizer.base_lr",
+    "batch_size=64": "resume cannot change batch_size",
+    "trainer.devices=2": "resume cannot change trainer.devices",
+    "trainer.max_epochs=9": "use epochs=",
+    "method.hidden_dim=3": "resume cannot change method.hidden_dim",
+    "dataset.path=/": "There is no key 'dataset.path'",
+}
+
+
+@pytest.mark.parametrize("word", RESUME_ANSWERS)
+def test_what_a_resume_may_not_change(saved, word):
+    with pytest.raises(UserError, match=re.escape(RESUME_ANSWERS[word])):
+        load_run(saved, [word])
+
+
+@pytest.mark.parametrize("text", ["", "epochs: 3", "epochs: [", "a: ${nope}", "\x00", "- 1\n- 2", "method: 3"])
+def test_a_damaged_config_is_one_sentence(saved, text):
+    (saved / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match="restore it from a copy"):
+        load_run(saved)
+
+
+def test_a_run_of_an_older_version_gets_the_defaults_of_what_came_later(saved):
+    config = OmegaConf.load(saved / "config.yaml")
+    del config.trainer["compile"]
+    OmegaConf.save(config, saved / "config.yaml")
+    assert load_run(saved).trainer.compile is False
+
+
+def test_a_run_folder_cannot_vouch_for_itself(saved):
+    config = OmegaConf.load(saved / "config.yaml")
+    config.trust, config.method._target_ = ["subprocess"], "subprocess.Popen"
+    OmegaConf.save(config, saved / "config.yaml")
+    with pytest.raises(UserError, match="not from a trusted package"):
+        load_run(saved)
+    assert load_run(saved, trust=["subprocess"]).trust == ["subprocess"]
+
+
+def test_no_run_folder(saved):
+    with pytest.raises(UserError, match=f"did you mean run={re.escape(str(saved))}"):
+        load_run(saved.parent)
     with pytest.raises(UserError, match="not a run folder"):
         load_run("/nowhere")
+
+
+def test_paths_are_saved_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    assert compose("train", ["dataset=folder", "dataset.path=photos"]).dataset.path == str(tmp_path / "photos")
+
+
+def test_the_list_shows_the_users_own_choices(user_conf):
+    dirs = user_conf("recipe/mine.yaml", "# @package _global_\n# what it is for\nepochs: 3\n")
+    assert choice_names("recipe", dirs)["mine"] == "what it is for"
+    assert all(choice_names(g) and all(choice_names(g).values()) for g in ("method", "backbone", "dataset", "recipe", "experiment"))
 
 
 # ---------------------------------------------------------------------------------------------- the command
@@ -173,12 +241,12 @@ def test_quick_answers(cli, words):
 
 
 BAD = ["metod=dino", "pretran method=simclr", "--cgf job", "eval", "resume run=nowhere", "eval run=. protocol=knn", "list metods",
-       "preview images=0", "-m epochs=1,x", "report", "eval run=. protocol=knnn"]  # fmt: skip
+       "preview images=0", "-m epochs=1,x", "report", "eval run=. protocol=knnn", "''"]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", BAD)
 def test_bad_commands_exit_with_2_and_one_line(cli, words):
-    done = cli(*words.split())
+    done = cli(*shlex.split(words))
     assert done.returncode == 2, done.stdout
     assert done.stderr.startswith("ssl-zoo: ")
     assert done.stderr.count("\n") == 1
@@ -197,6 +265,13 @@ def test_nothing_heavy_is_imported_for_an_error():
 def test_cfg_job_prints_yaml_that_composes_to_itself(cli):
     done = cli("backbone=vit_s", "epochs=5", "--cfg", "job")
     assert plain(OmegaConf.create(done.stdout)) == plain(compose("train", ["backbone=vit_s", "epochs=5"]))
+
+
+def test_a_multirun_can_be_looked_at_first(cli, tmp_path):
+    done = cli("-m", "seed=0,1", "backbone=resnet18", "--cfg", "job")
+    assert [c.seed for c in map(OmegaConf.create, done.stdout.split("---")[1:])] == [0, 1]
+    assert "# ssl-zoo seed=1 backbone=resnet18" in done.stdout
+    assert not (tmp_path / "runs").exists()
 
 
 def test_config_keys_are_constructor_arguments():

@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing as mp
 import os
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -143,6 +144,70 @@ def test_bad_files_are_counted_and_named(tmp_path, caplog):
     assert "4 of 8 files could not be read" in caplog.text
 
 
+def test_files_that_are_no_images_are_counted_and_named(tmp_path, caplog):
+    write(tmp_path, "a.png", picture())
+    write(tmp_path, "deep/b.png", picture())
+    for name in ("notes.txt", "deep/table.csv", ".hidden.txt", ".git/config"):
+        write(tmp_path, name, b"not an image")
+    assert Folder(str(tmp_path)).load("train").skipped == ["deep/table.csv: not an image file name", "notes.txt: not an image file name"]
+    assert f"2 other files or folders in {tmp_path} were left out: deep/table.csv" in caplog.text
+
+
+def test_what_lies_beside_train_is_named(tmp_path):
+    for name in ("train/a/1.png", "train/b/2.png", "test/a/3.png", "car/4.png", "labels.csv"):
+        write(tmp_path, name, picture())
+    source = Folder(str(tmp_path))
+    assert source.load("train").skipped == [f"{n}: beside the folder train, not in it" for n in ("car", "labels.csv")]
+    assert source.load("test").skipped == []
+
+
+def test_split_folders_in_any_case(tmp_path):
+    for name in ("Train/a/1.png", "Train/b/2.png", "TEST/a/3.png", "Val/a/4.png", "Val/b/5.png"):
+        write(tmp_path, name, picture())
+    source = Folder(str(tmp_path))
+    assert source.classes == ["a", "b"]
+    assert (len(source.load("train")), len(source.load("test"))) == (2, 1)
+
+
+@pytest.mark.parametrize("test_name", ["test", "Val"])
+def test_a_test_folder_without_a_train_folder(tmp_path, test_name):
+    for name in ("cat/1.png", "dog/2.png", "dog/3.png", f"{test_name}/dog/4.png"):
+        write(tmp_path, name, picture((40 * int(name[-5]), 0, 0)))
+    source = Folder(str(tmp_path))
+    train, test = source.load("train"), source.load("test")
+    assert source.classes == ["cat", "dog"]
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 1], [1])
+    assert test.pixels[0, 0, 0, 0] == 160
+
+
+def test_a_lone_test_folder_is_a_set_of_images(tmp_path):
+    for i in range(10):
+        write(tmp_path, f"test/{'cat' if i % 2 else 'dog'}/{i}.png", picture())
+    source = Folder(str(tmp_path))
+    assert source.classes == ["cat", "dog"]
+    assert (len(source.load("train")), len(source.load("test"))) == (9, 1)
+
+
+def test_class_folders_that_train_lacks_are_named(tmp_path, caplog):
+    for name in ("train/a/1.png", "train/b/2.png", "test/b/3.png", "test/zebra/4.png"):
+        write(tmp_path, name, picture())
+    assert Folder(str(tmp_path)).load("test").labels.tolist() == [1, -1]
+    assert "are not in train, their images are unlabelled: zebra" in caplog.text
+
+
+def test_unlabelled_test_images_give_way_to_labelled_validation_images(tmp_path):
+    for name in ("train/a/1.png", "train/b/2.png", "test/images/3.png", "val/b/4.png", "val/a/5.png"):
+        write(tmp_path, "folder/" + name, picture())
+    assert Folder(str(tmp_path / "folder")).load("test").labels.tolist() == [0, 1]
+    write_parquet(tmp_path / "p" / "train.parquet", 4, label=[0, 1, 0, 1])
+    write_parquet(tmp_path / "p" / "test.parquet", 3, label=[-1, -1, -1])
+    assert Parquet(str(tmp_path / "p")).load("test").labels.tolist() == [-1] * 3
+    write_parquet(tmp_path / "p" / "validation.parquet", 2, label=[1, 0])
+    assert Parquet(str(tmp_path / "p")).load("test").labels.tolist() == [1, 0]
+    write_parquet(tmp_path / "p" / "test.parquet", 3, label=[-1, 0, -1])
+    assert Parquet(str(tmp_path / "p")).load("test").labels.tolist() == [-1, 0, -1]
+
+
 def test_nothing_to_read_is_said(tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         Folder(str(tmp_path / "nowhere"))
@@ -223,7 +288,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path):
 # ---------------------------------------------------------------------------------------------- parquet
 def write_parquet(file, rows, names=None, **columns):
     image = [{"bytes": picture((10 * i, 0, 0), size=(16, 16)), "path": None} for i in range(rows)]
-    table = pa.table({"image": image, "label": [i % 2 for i in range(rows)], **columns})
+    table = pa.table({"image": image, **({"label": [i % 2 for i in range(rows)]} | columns)})
     if names:
         info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
         table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
@@ -263,6 +328,66 @@ def test_text_labels_nulls_and_paths(tmp_path):
     assert images.labels.tolist() == [1, -1]
     assert int(images.pixels[1, 0, 0, 0]) == 70
     assert len(images.skipped) == 2
+
+
+def labels_of(folder, train, test=None, names=None, split="test"):
+    write_parquet(folder / "train.parquet", len(train), names, label=train)
+    if test is not None:
+        write_parquet(folder / "test.parquet", len(test), names, label=test)
+    images = Parquet(str(folder)).load(split)
+    return images.labels.tolist(), images.classes
+
+
+def test_text_labels_of_test_are_numbered_as_in_train(tmp_path, caplog):
+    found = labels_of(tmp_path, ["owl", "ant", "cat"], ["cat", "zebra", None, "owl", "zebra"])
+    assert found == ([1, -1, -1, 2, -1], ["ant", "cat", "owl"])
+    assert "2 labels are not among the classes of train and count as unlabelled: zebra" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected", "classes"),
+    [
+        ([2, 0, 1], [1, 2], [1, 2], ["0", "1", "2"]),
+        ([2050000, 1001, 2**40, -7], [1001, 2**40, 5], [1, 3, -1], ["-7", "1001", "2050000", str(2**40)]),
+        ([3.0, None, 1.0], [3.0, float("nan"), 1.0], [1, -1, 0], ["1", "3"]),
+        ([True, False], [False, None], [0, -1], ["0", "1"]),
+        ([1, 0, -1, None], [-1, 1, None], [-1, 1, -1], ["0", "1"]),
+        ([None, None], [None, -1], [-1, -1], []),
+    ],
+)
+def test_number_labels_in_the_wild(tmp_path, train, test, expected, classes):
+    assert labels_of(tmp_path, train, test) == (expected, classes)
+
+
+def test_class_names_hold_the_labels_together(tmp_path):
+    assert labels_of(tmp_path, [2, 0], [1, -1, 2], ["ant", "cat", "owl"]) == ([1, -1, 2], ["ant", "cat", "owl"])
+    for bad in (3, -2):
+        with pytest.raises(UserError, match=rf"holds the label {bad}, but the file names 3 classes \(0 to 2\): .*dataset\.label_column"):
+            labels_of(tmp_path, [2, 0], [bad], ["ant", "cat", "owl"])
+
+
+@pytest.mark.parametrize("bad", [[1, 2], {"a": 1}, 0.5, float("inf"), b"x"])
+def test_labels_that_are_no_classes_are_said(tmp_path, bad):
+    with pytest.raises(UserError, match=r"'label' holds .*, which is no class label .*dataset\.label_column"):
+        labels_of(tmp_path, [bad, None], split="train")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("cifar10-train.parquet", "cifar10-test.parquet"),
+        ("data_train_001.parquet", "data_test_001.parquet"),
+        ("Train/0000.parquet", "Test/0000.parquet"),
+        ("default/train/part/0.parquet", "default/Validation/part/0.parquet"),
+        ("test-drive/train2017.parquet", "test-drive/val2017.parquet"),
+        ("latest.parquet", "some.test.parquet"),
+    ],
+)
+def test_the_split_is_a_word_of_the_path(tmp_path, train, test):
+    write_parquet(tmp_path / train, 4)
+    write_parquet(tmp_path / test, 3)
+    source = Parquet(str(tmp_path))
+    assert (len(source.load("train")), len(source.load("test"))) == (4, 3)
 
 
 def test_bad_parquet_is_said(tmp_path):
@@ -350,9 +475,36 @@ def test_resident_and_mapped_give_the_same(tmp_path):
     assert all(torch.equal(x["image"], y["image"]) for x, y in zip(a, b, strict=True))
 
 
+def test_mapped_images_never_ask_the_device_for_the_order():
+    batch = next(iter(Loader(numbered(20), 4, 0, device="meta", resident=False)))  # reading from the meta device is an error
+    assert (batch["image"].shape, batch["index"].device.type, batch["label"].shape) == ((4, 3, 8, 8), "meta", (4,))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("resident", [True, False])
+def test_batches_on_a_gpu_without_waiting(resident):
+    loader = Loader(numbered(40), 4, 0, device="cuda", resident=resident)
+    batches = iter(loader)
+    found = [next(batches)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found += list(batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(b["image"][:, 0, 0, 0].long(), b["index"]) for b in found)
+
+
 def test_fewer_images_than_a_batch_is_said():
     with pytest.raises(UserError, match="10 training images, fewer than the global batch of 16: set batch_size=5 or less"):
         Loader(numbered(10), 8, 0, world_size=2)
+
+
+def test_only_labelled():
+    images = numbered(6)
+    assert images.only_labelled() is images
+    assert numbered(6, labels=False).only_labelled().labels is None
+    some = replace(images, labels=torch.tensor([-1, 2, -1, 0, 1, -1]), captions=[[str(i)] for i in range(6)]).only_labelled()
+    assert (some.labels.tolist(), some.pixels[:, 0, 0, 0].tolist(), some.captions) == ([2, 0, 1], [1, 3, 4], [["1"], ["3"], ["4"]])
 
 
 def test_subset_and_statistics():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from ssl_zoo.collapse.health import alignment, effective_rank, feature_std, uniformity, verdict
+from ssl_zoo.collapse.health import alignment, effective_rank, feature_std, measure, uniformity, verdict
 from ssl_zoo.data.images import Images
 from ssl_zoo.evaluation.features import extract, raw_pixels
 from ssl_zoo.evaluation.knn import accuracy, knn_classify, nearest
@@ -132,3 +132,11 @@ def test_verdicts():
     assert verdict(0.001, 60, 256, 2000).startswith("Collapsed")
     assert verdict(0.7, 1.2, 256, 2000).startswith("Dimensional collapse")
     assert verdict(float("nan"), 60, 256, 2000).startswith("Broken")
+    assert verdict(0.0, 1.0, 256, 1).startswith("Unclear")
+
+
+def test_features_that_are_no_numbers_are_measured_and_named():
+    h = torch.randn(50, 8)
+    h[3, 2] = torch.nan
+    found = measure(h, h, h)
+    assert verdict(found["feature_std"], found["effective_rank"], 8, 50).startswith("Broken")

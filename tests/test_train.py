@@ -3,8 +3,11 @@
 import csv
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -74,7 +77,8 @@ def test_the_report_stands_alone(finished):
     run, _ = finished
     page = (run / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 5
-    assert "http" not in page.replace("https://", "http") or 'src="http' not in page
+    assert all(place.startswith("data:") for place in re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page))
+    assert "<script" not in page
     for word in ("raw pixels", "untrained", "Healthy", "ssl-zoo experiment=smoke"):
         assert word in page
     before = (run / "report.html").stat().st_mtime_ns
@@ -149,10 +153,50 @@ def test_an_interrupted_run_resumes_to_the_same_end(cli, tmp_path):
 
 @pytest.mark.slow
 def test_a_finished_run_can_go_on_for_more_epochs(cli, tmp_path):
+    run = tmp_path / "a"
     assert cli(*SMOKE, "run=a", "epochs=1").returncode == 0
+    before = (run / "config.yaml").read_text(), (run / "summary.json").read_text()
+    for words in (["run=a"], ["run=a", "epochs=1"], ["run=a", "batch_size=8"]):
+        refused = cli("resume", *words)
+        assert refused.returncode == 2, refused.stdout
+        assert refused.stderr.count("\n") == 1
+    (run / "checkpoints" / "last.ckpt").rename(run / "kept")
+    (run / "checkpoints" / "last.ckpt").write_bytes((run / "kept").read_bytes()[:5000])
+    damaged = cli("resume", "run=a", "epochs=2")
+    assert damaged.returncode == 2
+    assert "last.ckpt cannot be read" in damaged.stderr
+    assert ((run / "config.yaml").read_text(), (run / "summary.json").read_text()) == before
+    (run / "kept").rename(run / "checkpoints" / "last.ckpt")
     done = cli("resume", "run=a", "epochs=2")
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "a" / "summary.json").read_text())["steps"] == 12
+    s = json.loads((run / "summary.json").read_text())
+    assert s["steps"] == 12
+    assert s["command"].splitlines()[1] == "ssl-zoo resume run=a epochs=2"
+    # trained to its end, but stopped before it was judged
+    (run / "summary.json").unlink()
+    (run / "backbone.safetensors").rename(run / "before.safetensors")
+    assert cli("resume", "run=a").returncode == 0
+    again = json.loads((run / "summary.json").read_text())
+    assert again["final"]["knn_top1"] == s["final"]["knn_top1"]
+    a, b = load_file(run / "before.safetensors"), load_file(run / "backbone.safetensors")
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_multirun_when_its_job_has_saved(tmp_path):
+    words = [*SMOKE, "epochs=500", "seed=0,1", "out=many", "evaluation.baselines=false"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "SSL_ZOO_CACHE": str(tmp_path / "cache")}
+    run = subprocess.Popen([sys.executable, "-m", "ssl_zoo", "-m", *words], cwd=tmp_path, env=env, text=True, stderr=subprocess.PIPE,
+                           stdout=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the command and to its job
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 130, err
+    assert "nothing is lost" in err
+    assert "Stopped in job 1 of 2" in err
+    assert "[2/2]" not in out
 
 
 @pytest.mark.slow
@@ -164,12 +208,44 @@ def test_multirun_goes_on_after_a_failed_job(cli, tmp_path):
     assert "fewer than the global batch of 5000" in done.stderr
 
 
+SPY = """
+import sys, torch
+from ssl_zoo.cli import main
+from ssl_zoo.methods.base import Method
+
+seen = {"index": []}
+before = Method.on_after_batch_transfer
+
+def look(self, batch, i):
+    seen["index"].append(batch["index"])
+    image = torch.arange(3072, dtype=torch.uint8).view(1, 3, 32, 32)
+    seen.setdefault("same", before(self, {"image": image.repeat(4, 1, 1, 1)}, i)["views"][0])
+    return before(self, batch, i)
+
+def end(self):
+    torch.save({**seen, "weights": self.state_dict()}, f"rank{self.global_rank}.pt")
+
+Method.on_after_batch_transfer, Method.on_train_end = look, end
+main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one(cli, tmp_path):
-    """DDP over gloo: one run folder, the learning rate of the global batch, different crops, equal weights."""
-    done = cli(*SMOKE, "trainer.devices=2", "trainer.strategy=ddp", "batch_size=16", "run=two", "epochs=1", "trainer.log_every_n_steps=1")
+    """DDP over gloo: one run folder, the learning rate of the global batch, different crops of different images, equal weights."""
+    words = [*SMOKE, "trainer.devices=2", "trainer.strategy=ddp", "batch_size=16", "run=two", "epochs=1", "trainer.log_every_n_steps=1"]
+    (tmp_path / "spy.py").write_text(SPY)  # DDP starts the same script again for rank 1
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "SSL_ZOO_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "spy.py", *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("kNN top-1") == 1
+    (a, b) = (torch.load(tmp_path / f"rank{r}.pt") for r in (0, 1))
+    assert len(a["index"]) == len(b["index"]) == 6
+    seen = torch.cat([*a["index"], *b["index"]])
+    assert len(seen.unique()) == len(seen) == 192
+    assert not torch.equal(a["same"], b["same"])  # the same image, augmented by each rank in the same step
+    assert a["weights"].keys() == b["weights"].keys()
+    assert all(torch.equal(v, b["weights"][k]) for k, v in a["weights"].items())
     s = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert (s["global_batch"], s["steps"], s["speed"]["devices"]) == (32, 6, 2)
     lr = max(float(r["train/lr"]) for r in rows(tmp_path / "two") if r["train/lr"])

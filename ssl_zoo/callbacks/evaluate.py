@@ -38,9 +38,14 @@ class Judge:
         return extract(backbone, images.pixels, images.image_size, self.mean, self.std, device, self.options["batch_size"])
 
     @functools.cached_property
+    def known(self) -> Images:
+        """The labelled part of train: the bank of the final evaluation."""
+        return self.train.only_labelled()
+
+    @functools.cached_property
     def bank(self) -> Images:
-        """The part of train that serves as bank while training."""
-        return self.train.some(min(self.options["bank"], len(self.train)))
+        """What of it serves as bank while training."""
+        return self.known.some(min(self.options["bank"], len(self.known)))
 
 
 class Evaluate(Callback):
@@ -71,8 +76,8 @@ class Evaluate(Callback):
             return
         start = time.perf_counter()
         j = self.judge
-        bank, queries = (j.features(module.evaluated, images, module.device) for images in (j.train, j.test))
-        self.baselines["untrained"] = {"knn_top1": knn_top1(bank, j.train, queries, j.test, j.options["knn"])}
+        bank, queries = (j.features(module.evaluated, images, module.device) for images in (j.known, j.test))
+        self.baselines["untrained"] = {"knn_top1": knn_top1(bank, j.known, queries, j.test, j.options["knn"])}
         self.seconds += time.perf_counter() - start
 
     def judge_raw_pixels(self, device: torch.device) -> None:
@@ -126,7 +131,7 @@ class Evaluate(Callback):
     # ------------------------------------------------------------------------------------ after
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         j = self.judge
-        metrics, bank, queries = self.evaluate(module, j.train, trainer.current_epoch)
+        metrics, bank, queries = self.evaluate(module, j.known, trainer.current_epoch)
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": trainer.current_epoch, **metrics}, step=trainer.global_step)
         start = time.perf_counter()
@@ -136,7 +141,7 @@ class Evaluate(Callback):
             if f"eval/{key}" in last:
                 self.final[key] = last[f"eval/{key}"]
         if bank is not None and j.options["linear"]["final"]:
-            found = linear(bank, j.train, queries, j.test, j.options["linear"], j.seed)
+            found = linear(bank, j.known, queries, j.test, j.options["linear"], j.seed)
             self.final |= {"linear_top1": found["top1"], "linear_top5": found["top5"], "linear_l2": found["l2"]}
         if j.options["baselines"] and self.unlabelled is None:
             self.judge_raw_pixels(module.device)
@@ -157,7 +162,7 @@ class Evaluate(Callback):
         queries = queries.nan_to_num()
         centred = queries[sample] - queries[sample].mean(0)
         _, _, v = torch.linalg.svd(centred.float(), full_matrices=False)
-        pool, images = (bank.nan_to_num(), j.train) if bank is not None else (queries, j.test)
+        pool, images = (bank.nan_to_num(), j.known) if bank is not None else (queries, j.test)
         index = nearest(pool, queries[asked], 9)[1].cpu()
         index = index[:, :8] if bank is not None else index[:, 1:]  # without a bank the first is the query itself
         size = j.test.image_size

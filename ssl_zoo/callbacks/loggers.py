@@ -25,7 +25,7 @@ def build_loggers(config: dict[str, Any], run: Path) -> list[Logger]:
 
         offline = not os.environ.get("WANDB_API_KEY") if config["offline"] == "auto" else bool(config["offline"])
         os.environ.setdefault("WANDB_SILENT", "true")
-        loggers.append(WandbLogger(project=config["project"], save_dir=str(run), offline=offline, name=run.parent.name))
+        loggers.append(WandbLogger(project=config["project"], save_dir=str(run), offline=offline, name=f"{run.parent.name}/{run.name}"))
     return loggers
 
 

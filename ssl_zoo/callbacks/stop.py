@@ -15,8 +15,8 @@ class Stopped(Exception):
 
 
 class Stop(Callback):
-    """On the first signal: finish the step, write `checkpoint`, raise Stopped. On the second: leave at once. One device only;
-    under DDP the ranks would stop at different steps.
+    """On the first signal: finish the step, write `checkpoint`, raise Stopped. On the second: raise it at once. One device only; under
+    DDP the ranks would stop at different steps.
     """
 
     def __init__(self, checkpoint: str) -> None:
@@ -32,13 +32,14 @@ class Stop(Callback):
             self._before = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise Stopped("Stopped at once; the last finished epoch is saved.")
         self.asked = True
-        self._restore()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
         if self.asked and not trainer.is_last_batch:  # else after the next step, so that the epoch is evaluated and logged
             trainer.save_checkpoint(self.checkpoint)
-            raise Stopped
+            raise Stopped(f"Stopped after step {trainer.global_step}; nothing is lost.")
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         self._restore()

@@ -51,6 +51,8 @@ def verdict(std: float, rank: float, dim: int, samples: int) -> str:
     """One sentence on the state of the features. std: `feature_std`; rank: `effective_rank` of `samples` features of width `dim`."""
     if math.isnan(std) or math.isnan(rank):
         return "Broken: the features are not numbers (NaN); lower the learning rate."
+    if samples < 8:
+        return f"Unclear: {samples} images are too few to tell whether the features have collapsed."
     if std < 0.05:
         return f"Collapsed: every image gets nearly the same features (spread {std:.3f}, healthy is near 1)."
     if rank < max(2.0, 0.01 * min(dim, samples)):

@@ -1,32 +1,39 @@
 """A folder of images, with or without class sub-folders and train/test splits."""
 
 import functools
+import logging
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from ssl_zoo.data.decode import cache_dir, decode
-from ssl_zoo.data.images import Images, held_out
+from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
 from ssl_zoo.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2", ".ico", ".jfif")
-TEST_NAMES = ("test", "val", "valid", "validation")
+log = logging.getLogger("ssl_zoo")
 
 
-def image_files(root: Path) -> list[Path]:
-    """Every file with an image suffix below `root`, sorted; hidden files and folders are left out, links are followed once."""
-    found, seen = [], set()
+def find(root: Path, leave_out: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """Paths below `root` of (files with an image suffix, other files), sorted; without hidden files and folders and the first-level
+    folders `leave_out`, in any case. Links are followed once.
+    """
+    images: list[str] = []
+    others: list[str] = []
+    seen = set()
     for folder, inner, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        inner[:] = sorted(d for d in inner if not d.startswith("."))
+        real, below = os.path.realpath(folder), Path(folder).relative_to(root)
+        inner[:] = sorted(d for d in inner if not d.startswith(".") and (below.parts or d.lower() not in leave_out))
         if real in seen:
             inner.clear()
             continue
         seen.add(real)
-        found += [Path(folder) / f for f in files if not f.startswith(".") and f.lower().endswith(SUFFIXES)]
-    return sorted(found)
+        for name in (f for f in files if not f.startswith(".")):
+            (images if name.lower().endswith(SUFFIXES) else others).append(str(below / name))
+    return sorted(images, key=lambda n: n.split(os.sep)), sorted(others)
 
 
 def read_file(path: Path) -> bytes:
@@ -34,9 +41,10 @@ def read_file(path: Path) -> bytes:
 
 
 class Folder:
-    """Images under `path`. Splits: folders train and test (or val, validation) where they exist; otherwise all is train, and
-    `test_share` of it is held out for evaluation. Classes: the first-level sub-folders, when every image lies in one
-    (labels="auto"); labels=False ignores them, labels=True insists on them. image_size: pixels of a view; None decides by the files.
+    """Images under `path`. Splits: folders train and test (or validation, val) where they exist, in any case; what lies beside a test
+    folder is train where no folder has that name. Without a test folder `test_share` is held out for evaluation. Classes: the
+    first-level sub-folders, when every image lies in one (labels="auto"); labels=False ignores them, labels=True insists on them.
+    image_size: pixels of a view; None decides by the files.
     """
 
     def __init__(
@@ -46,15 +54,25 @@ class Folder:
         if not self.path.is_dir():
             raise UserError(f"dataset.path={path} is not a folder.")
         self.image_size, self.labels, self.test_share, self.cache = image_size, labels, test_share, cache_dir(cache)
-        self.train_root = self.path / "train" if (self.path / "train").is_dir() else self.path
-        tests = [self.path / n for n in TEST_NAMES if (self.path / n).is_dir()]
-        self.test_root = tests[0] if tests and self.train_root != self.path else None
+        _, inner, files = next(os.walk(self.path), ("", [], []))
+        folders = {n.lower(): self.path / n for n in sorted(inner)}
+        tests = [folders[n] for n in TEST_NAMES if n in folders]
+        self.train_root = folders.get("train", self.path)
+        roots = (self.train_root, *tests)
+        self.beside = sorted(n for n in inner + files if not n.startswith(".") and self.path / n not in roots)
+        if tests and self.train_root == self.path and not self._find(self.path)[0]:  # a lone test folder is still a set of images
+            self.train_root = tests.pop()
         self.classes = self._find_classes()
+        self.test_root = first_labelled(tests, lambda t: self._labels(self._find(t)[0])) if tests else None
+
+    @functools.cache  # noqa: B019 - a source lives as long as its run
+    def _find(self, root: Path) -> tuple[list[str], list[str]]:
+        return find(root, TEST_NAMES if root == self.path else ())
 
     def _find_classes(self) -> list[str] | None:
         if self.labels is False:
             return None
-        parts = [f.relative_to(self.train_root).parts for f in image_files(self.train_root)]
+        parts = [Path(n).parts for n in self._find(self.train_root)[0]]
         inside = bool(parts) and all(len(p) > 1 for p in parts)
         names = sorted({p[0] for p in parts if len(p) > 1})
         if self.labels is True and not inside:
@@ -71,15 +89,22 @@ class Folder:
         train, test = held_out(len(images), self.test_share)
         return images.take(train if split == "train" else test)
 
-    @functools.cache  # noqa: B019 - a source lives as long as its run
+    @functools.cache  # noqa: B019
     def _load(self, root: Path) -> Images:
-        files = image_files(root)
-        if not files:
+        names, others = self._find(root)
+        if not names:
             raise UserError(f"There are no images in {root}: it should hold files such as .jpg or .png, in class folders or not.")
-        names = [str(f.relative_to(root)) for f in files]
-        pixels, kept, skipped, size = decode(names, [partial(read_file, f) for f in files], self.image_size, self.cache)
+        left = [f"{n}: not an image file name" for n in others]
+        if root == self.train_root != self.path:
+            left += [f"{n}: beside the folder {root.name}, not in it" for n in self.beside]
+        if left:
+            log.warning("%d other files or folders in %s were left out: %s", len(left), root, ", ".join(left[:5]))
+        pixels, kept, skipped, size = decode(names, [partial(read_file, root / n) for n in names], self.image_size, self.cache)
         labels = self._labels([names[i] for i in kept])
-        return Images(pixels, labels, self.classes, size, skipped=skipped)
+        unknown = sorted({Path(n).parts[0] for n in names if len(Path(n).parts) > 1} - set(self.classes)) if self.classes else []
+        if unknown:
+            log.warning("%d class folders of %s are not in train, their images are unlabelled: %s", len(unknown), root, ", ".join(unknown))
+        return Images(pixels, labels, self.classes, size, skipped=skipped + left)
 
     def _labels(self, names: list[str]) -> torch.Tensor | None:
         if self.classes is None:

@@ -1,11 +1,16 @@
 """Decoded images of one split, and what is known about them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ssl_zoo.errors import UserError
+
+TEST_NAMES = ("test", "validation", "valid", "val")  # the first that exists is the test split
+Split = TypeVar("Split")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,10 @@ class Images:
         labels = None if self.labels is None else self.labels[index]
         captions = None if self.captions is None else [self.captions[i] for i in index.tolist()]
         return replace(self, pixels=pixels, labels=labels, captions=captions)
+
+    def only_labelled(self) -> "Images":
+        """The labelled images; all of them where there are no labels at all."""
+        return self if self.labels is None or len(self.labelled) == len(self) else self.take(self.labelled)
 
     @property
     def labelled(self) -> Tensor:
@@ -78,3 +87,12 @@ def held_out(total: int, share: float) -> tuple[Tensor, Tensor]:
     order = torch.randperm(total, generator=torch.Generator().manual_seed(20))
     count = min(max(1, round(total * share)), total - 1) if total > 1 else 0
     return order[count:].sort().values, order[:count].sort().values
+
+
+def first_labelled(splits: Sequence[Split], labels: Callable[[Split], Tensor | None]) -> Split:
+    """The first of these splits that has a label, else the first: the test images of some data sets are published without."""
+    for split in splits:
+        known = labels(split)
+        if known is not None and bool((known >= 0).any()):
+            return split
+    return splits[0]

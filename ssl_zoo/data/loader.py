@@ -69,14 +69,23 @@ class Loader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         start = self.batch if self._resume else 0
         self._resume = False
-        order = permutation(self.seed, self.epoch, self.total)[self.rank :: self.world_size].to(self.device)
+        order = permutation(self.seed, self.epoch, self.total)[self.rank :: self.world_size]
+        if self.resident:
+            order = order.to(self.device)
+        elif self.device.type == "cuda":
+            order = order.pin_memory()
         for b in range(start, len(self)):
             self.batch = b + 1
             yield self._batch(order[b * self.batch_size : (b + 1) * self.batch_size])
 
     def _batch(self, index: Tensor) -> dict[str, Tensor]:
-        pixels = self.pixels[index if self.resident else index.cpu()]
-        image = pixels.to(self.device, non_blocking=True)
+        if self.resident:
+            image = self.pixels[index]
+        else:  # gathered on the host, into pinned memory: the copy to the device need not be waited for
+            shape = (len(index), *self.pixels.shape[1:])
+            image = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+            torch.index_select(self.pixels, 0, index, out=image)
+            image, index = (x.to(self.device, non_blocking=True) for x in (image, index))
         batch = {"image": image, "index": index}
         if self.labels is not None:
             batch["label"] = self.labels[index]

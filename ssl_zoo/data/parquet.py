@@ -15,15 +15,24 @@ import pyarrow.parquet as pq
 import torch
 
 from ssl_zoo.data.decode import cache_dir, decode
-from ssl_zoo.data.images import Images, held_out
+from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
+from ssl_zoo.data.labels import Classes
 from ssl_zoo.errors import UserError
 
-TEST_NAMES = ("test", "validation", "valid", "val")
+
+def split_of(file: Path) -> str:
+    """The split that a path names by a word of the file's name, else of the nearest folder; train where none does."""
+    for part in (file.stem, *reversed(file.parts[:-1])):
+        for word in re.split(r"[^a-z]+", part.lower()):
+            if word in ("train", *TEST_NAMES):
+                return word
+    return "train"
 
 
 class Parquet:
-    """One parquet file, or a folder of them named after their split (train-*.parquet, test-*.parquet, validation-*.parquet, also in
-    sub-folders). Without a test split, `test_share` is held out of train. image_size: pixels of a view; None decides by the images.
+    """One parquet file, or a folder of them whose names or sub-folders hold the word train, test or validation; test before validation,
+    unless only that has labels. Without either, `test_share` is held out of train. image_size: pixels of a view; None decides by the
+    images.
     """
 
     def __init__(
@@ -42,72 +51,66 @@ class Parquet:
         files = [self.path] if self.path.is_file() else sorted(self.path.rglob("*.parquet"))
         if not files:
             raise UserError(f"There are no .parquet files in dataset.path={path}.")
-        named = {f: re.split(r"[-_.\d]", f.name.lower())[0] for f in files} if self.path.is_dir() else {}
-        parents = {f: f.parent.name.lower() for f in files}
-        test = next((n for n in TEST_NAMES if n in named.values() or n in parents.values()), None)
-        self.test_files = [f for f in files if test and test in (named.get(f), parents[f])]
-        others = [f for f in files if not any(n in (named.get(f), parents[f]) for n in TEST_NAMES)]
-        if not others:  # a lone test file is still a set of images
-            others, self.test_files = files, []
-        self.train_files = others
+        splits = {f: split_of(f.relative_to(self.path)) for f in files}
+        self.train_files = tuple(f for f in files if splits[f] == "train")
+        self.tests = [found for n in TEST_NAMES if (found := tuple(f for f in files if splits[f] == n))]
+        if not self.train_files:  # a lone test file is still a set of images
+            self.train_files, self.tests = tuple(files), []
 
     def load(self, split: str) -> Images:
         """The "train" or "test" images."""
-        images = self._load(tuple(self.test_files if split == "test" and self.test_files else self.train_files))
-        if self.test_files:
-            return images
+        if self.tests:
+            return self._load(self.train_files if split == "train" else first_labelled(self.tests, self._labels))
+        images = self._load(self.train_files)
         train, test = held_out(len(images), self.test_share)
         return images.take(train if split == "train" else test)
 
     @functools.cache  # noqa: B019 - a source lives as long as its run
     def _load(self, files: tuple[Path, ...]) -> Images:
-        table = self._read(files)
-        _, label, caption = self.columns
+        labels = self._labels(files)
+        captions = self._read(files, self.columns[2])
         rows = _Rows(files, self.columns[0])
         names = [f"row {i}" for i in range(len(rows))]
         pixels, kept, skipped, size = decode(names, [partial(rows.read, i) for i in range(len(rows))], self.image_size, self.cache)
-        labels, classes = self._labels(table, label)
-        captions = table.column(caption).to_pylist() if caption in table.column_names else None
         if captions is not None:
             captions = [[c] if isinstance(c, str) else list(c or []) for c in (captions[i] for i in kept)]
+        classes = self._classes.names if self._classes else None
         return Images(pixels, None if labels is None else labels[torch.tensor(kept)], classes, size, captions, skipped)
 
-    def _read(self, files: tuple[Path, ...]) -> pa.Table:
-        """Labels and captions of all files; the images are read row group by row group later."""
-        image, label, caption = self.columns
+    @functools.cached_property
+    def _classes(self) -> Classes | None:
+        values = self._read(self.train_files, self.columns[1])
+        return None if values is None else Classes(self.columns[1], values, self._class_names())
+
+    @functools.cache  # noqa: B019
+    def _labels(self, files: tuple[Path, ...]) -> torch.Tensor | None:
+        """Class numbers of all rows, in the numbering of train."""
+        values = self._read(files, self.columns[1])
+        return None if values is None or self._classes is None else self._classes.number(values)
+
+    def _class_names(self) -> list[str] | None:
+        try:
+            info = json.loads((pq.read_schema(self.train_files[0]).metadata or {})[b"huggingface"])["info"]["features"][self.columns[1]]
+            return list(info["names"]) or None
+        except (KeyError, ValueError, TypeError):
+            return None
+
+    def _read(self, files: tuple[Path, ...], column: str) -> list[Any] | None:
+        """A column of all files, or None where no file has it; the images are read row group by row group later."""
         tables = []
         for file in files:
             try:
                 names = pq.read_schema(file).names
-                if image not in names:
-                    raise UserError(f"{file} has no column '{image}' but {', '.join(names)}: set dataset.image_column.")
-                tables.append(pq.read_table(file, columns=[c for c in (label, caption) if c in names]))
+                if self.columns[0] not in names:
+                    raise UserError(f"{file} has no column '{self.columns[0]}' but {', '.join(names)}: set dataset.image_column.")
+                tables.append(pq.read_table(file, columns=[column] if column in names else []))
             except (pa.ArrowInvalid, OSError) as e:
                 raise UserError(f"{file} cannot be read as parquet ({str(e).splitlines()[0]}).") from e
         try:
-            return pa.concat_tables(tables, promote_options="default")
+            table = pa.concat_tables(tables, promote_options="default")
         except pa.ArrowInvalid as e:
             raise UserError(f"The files of {self.path} have different columns: {str(e).splitlines()[0]}.") from e
-
-    def _labels(self, table: pa.Table, column: str) -> tuple[torch.Tensor | None, list[str] | None]:
-        if column not in table.column_names:
-            return None, None
-        values = table.column(column).to_pylist()
-        if any(isinstance(v, str) for v in values):
-            classes = sorted({str(v) for v in values if v is not None})
-            number: dict[Any, int] = {c: i for i, c in enumerate(classes)}
-            return torch.tensor([-1 if v is None else number[str(v)] for v in values]), classes
-        labels = torch.tensor([-1 if v is None else int(v) for v in values])
-        names = self._class_names(table, column)
-        return labels, names or [str(i) for i in range(int(labels.max()) + 1)]
-
-    @staticmethod
-    def _class_names(table: pa.Table, column: str) -> list[str] | None:
-        try:
-            info = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"][column]
-            return list(info["names"])
-        except (KeyError, ValueError, TypeError):
-            return None
+        return table.column(column).to_pylist() if column in table.column_names else None
 
 
 class _Rows:

@@ -1,10 +1,12 @@
 """Batch normalisation over the batch of all ranks, on any device (torch's SyncBatchNorm runs on GPUs only)."""
 
 import torch
-from timm.layers import convert_sync_batchnorm
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
+from timm.layers.norm_act import SyncBatchNormAct
 from torch import Tensor, nn
 
 from ssl_zoo.distributed import sum_over_ranks, world_size
+from ssl_zoo.errors import UserError
 
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -41,11 +43,37 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_(var.to(self.running_var.dtype), m)
 
 
+class GlobalBatchNormAct(GlobalBatchNorm):
+    """timm's BatchNormAct2d, which drops and activates after it has normalised."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
+REPLACED: dict[type, type] = {
+    nn.BatchNorm1d: GlobalBatchNorm,
+    nn.BatchNorm2d: GlobalBatchNorm,
+    nn.BatchNorm3d: GlobalBatchNorm,
+    BatchNormAct2d: GlobalBatchNormAct,
+}
+DONE = {"cuda": (nn.SyncBatchNorm, SyncBatchNormAct)}
+
+
 def synchronise(module: nn.Module, device_type: str) -> nn.Module:
     """Make every BatchNorm of `module` use the statistics of the global batch; parameters and their names stay."""
+    known = (*REPLACED, *DONE.get(device_type, (GlobalBatchNorm, GlobalBatchNormAct)))
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for m in norms:  # one that computes in its own way would keep to its own rank, or be computed in another way
+        if type(m) not in known and world_size() > 1:
+            raise UserError(
+                f"The backbone's {type(m).__name__} cannot use the statistics of the batch of all processes: "
+                f"choose another backbone, or set method.sync_bn=false."
+            )
     if device_type == "cuda":
-        return convert_sync_batchnorm(module)
-    for m in module.modules():
-        if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-            m.__class__ = GlobalBatchNorm
+        return convert_sync_batchnorm(module) if any(type(m) in REPLACED for m in norms) else module
+    for m in norms:
+        m.__class__ = REPLACED.get(type(m), type(m))
     return module

@@ -65,12 +65,13 @@ def cards(summary: dict[str, Any]) -> list[tuple[str, str, bool]]:
 def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """The table of the page."""
     d, s, speed, best = summary["data"], summary["seconds"], summary["speed"], summary["best"]
-    skipped = f"; {len(d['skipped'])} files skipped: {', '.join(d['skipped'][:5])}" if d["skipped"] else ""
+    skipped = f"; {d['skipped_count']} files skipped: {', '.join(d['skipped'][:5])}" if d["skipped"] else ""
     where = "held on the device" if d["resident"] else "memory-mapped on the host"
     backbone = f"{summary['parameters'] / 1e6:.2f} M parameters, {summary['num_features']} features, stem: {summary['stem']}"
     images = f"{d['train']:,} training and {d['test']:,} test images of {summary['image_size']} px, {d['classes']} classes"
     parts = f"training {s['training']:.0f}, evaluation {s['evaluation']:.0f}, data and model {s['data_and_model']:.0f}"
-    hardware = f"{speed['devices']} x {speed['device']} in {speed['precision']}, {speed['peak_memory_mib']:,.0f} MiB at peak"
+    memory = "" if speed["peak_memory_mib"] is None else f", {speed['peak_memory_mib']:,.0f} MiB at peak"
+    hardware = f"{speed['devices']} x {speed['device']} in {speed['precision']}{memory}"
     return [
         ("run", summary["name"]),
         ("training", f"{summary['epochs']} epochs, {summary['steps']} steps of {summary['global_batch']} images, seed {summary['seed']}"),

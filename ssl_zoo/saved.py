@@ -1,0 +1,77 @@
+"""config.yaml of a run folder: written whole or not at all, read back as something that may have been tampered with."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ssl_zoo.checks import check_values, unknown
+from ssl_zoo.config import all_keys, check_complete, compose, is_known, parse, plain
+from ssl_zoo.errors import UserError
+
+RESUMABLE = ("epochs", "trust", "data.resident", "data.cache", "evaluation.", "logger.", "trainer.")
+FIXED = ("trainer.devices", "trainer.num_nodes", "trainer.accumulate_grad_batches", "trainer.max_epochs")
+
+
+def save_config(config: DictConfig, run: Path, commands: Iterable[str]) -> None:
+    """Write `config` and, as comments above it, the commands that made this run."""
+    part = run / "config.yaml.part"
+    head = "".join(f"# {' '.join(line.split())}\n" for line in commands)
+    part.write_text(head + OmegaConf.to_yaml(config), encoding="utf-8")
+    part.replace(run / "config.yaml")
+
+
+def commands_of(run: Path) -> list[str]:
+    """The commands that made a run, oldest first."""
+    lines = (run / "config.yaml").read_text(encoding="utf-8").splitlines()
+    return [line[2:] for line in lines if line.startswith("# ")]
+
+
+def load_run(run: str | Path, overrides: Iterable[str] = (), trust: Iterable[str] = ()) -> DictConfig:
+    """The checked config that a run folder was trained with, under `overrides` of what a resumed run may change.
+
+    A folder may come from anyone, so it cannot vouch for itself: packages are trusted by `trust` or an override alone.
+    """
+    file = Path(run) / "config.yaml"
+    if not file.is_file():
+        found = sorted(str(p.parent) for p in Path(run).rglob("config.yaml"))[:1] if Path(run).is_dir() else []
+        hint = f"did you mean run={found[0]}?" if found else "give the folder that holds config.yaml."
+        raise UserError(f"run={run} is not a run folder; {hint}")
+    try:
+        config = OmegaConf.load(file)
+        known = plain(config) if isinstance(config, DictConfig) else {}
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as e:
+        raise UserError(f"{file} cannot be read ({' '.join(str(e).split())[:160]}): restore it from a copy or start a new run.") from e
+    reference = compose("train", [])
+    lacking = _lacking(reference, known)
+    if lacking or not isinstance(config, DictConfig):
+        raise UserError(f"{file} lacks {lacking}, so it is not a whole config of ssl_zoo: restore it from a copy or start a new run.")
+    for group in ("data", "trainer", "evaluation"):  # a run of an older version lacks what came later
+        config[group] = OmegaConf.merge(reference[group], config[group])
+    config.trust = list(trust)
+    known = plain(config)
+    for o in parse(list(overrides)):
+        key = o.key_or_group
+        if not is_known(known, key):
+            raise unknown("key", key, all_keys(known), listed=False)
+        if o.is_sweep_override() or o.is_delete():
+            raise UserError(f"'{o.input_line}' does not work with resume: write {key}=value.")
+        if key in FIXED or not key.startswith(RESUMABLE):
+            hint = "use epochs=" if key == "trainer.max_epochs" else "start a new run for that"
+            raise UserError(f"resume cannot change {key}, on which the training so far depends: {hint}.")
+        OmegaConf.update(config, key, o.value())
+        if key == "epochs":
+            config.trainer.max_epochs = o.value()
+    check_values(plain(config), known)
+    check_complete(config)
+    return config
+
+
+def _lacking(reference: DictConfig, config: dict) -> str | None:
+    """The first thing that every config has and this one has not."""
+    for key, value in reference.items():
+        if key not in config or isinstance(value, DictConfig) != isinstance(config[key], dict):
+            return str(key)
+    return next((f"{g}._target_" for g in ("method", "backbone", "dataset") if "_target_" not in config[g]), None)
