@@ -1,0 +1,48 @@
+"""What the README shows is what was measured, and its commands are those that are checked."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from ssl_zoo.cli import split_options
+from ssl_zoo.config import compose, expand
+from ssl_zoo.reports.html import table
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_end_of_a_run_is_that_of_its_summary():
+    cited = re.search(r"\]\((docs/results/[\w-]+\.json)\)", README)
+    summary = json.loads((ROOT / cited[1]).read_text())
+    lines = [f"{key:14}{value}" for key, value in table(summary, Path(summary["run"]))]
+    assert lines[:4] == next(text for _, text in BLOCKS if text.startswith("kNN top-1")).splitlines()[:4]
+    assert summary["command"] == "ssl-zoo"
+    final, base = summary["final"]["knn_top1"], summary["baselines"]
+    assert final > 20 + max(base["untrained"]["knn_top1"], base["raw_pixels"]["knn_top1"])
+    for key, value in (("seed", summary["seed"]), ("epochs", summary["epochs"])):
+        assert f"{value}" in README, key
+
+
+def test_the_first_blocks_install_and_run_and_install_and_test():
+    first, second = [text for kind, text in BLOCKS if kind == "bash"][:2]
+    assert first.strip().endswith("&& ssl-zoo")
+    assert second.strip().endswith("&& pytest")
+    assert "'.[dev]'" in second
+
+
+@pytest.mark.parametrize("line", [x for kind, text in BLOCKS if kind == "bash" for x in text.splitlines() if x.startswith("ssl-zoo")])
+def test_every_command_composes(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    options, words = split_options(line.partition("#")[0].split()[1:])
+    verb = words.pop(0) if words and "=" not in words[0] else "pretrain"
+    if verb in ("resume", "eval"):
+        words = [w for w in words if not w.startswith("run=")] + (["run=."] if verb == "eval" else [])
+    if "multirun" in options:
+        assert len(expand(words)) > 1
+    else:
+        assert compose({"preview": "preview", "eval": "eval"}.get(verb, "train"), words)
