@@ -29,7 +29,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = build_data(config)
     method = build_method(config, data).to(device)
-    optimizer = build_optimizer(method, dict(config.optimizer), lr=1e-3)
+    optimizer = build_optimizer(method, dict(config.optimizer))
     loader = Loader(data.train, config.batch_size, config.seed, device, resident=config.data.resident)
     batches = endless(loader)
     still = [v.clone() for v in method.augment(next(batches)["image"], 0)]

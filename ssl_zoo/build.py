@@ -18,6 +18,7 @@ from ssl_zoo.config import plain
 from ssl_zoo.data.images import Images
 from ssl_zoo.errors import UserError
 from ssl_zoo.methods.base import Method
+from ssl_zoo.nn.backbones import try_size
 
 NEUTRAL = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
@@ -57,7 +58,10 @@ def build_augment(config: DictConfig, image_size: int, data: Data | None = None)
 
 def build_method(config: DictConfig, data: Data) -> Method:
     size = data.train.image_size
-    backbone = build(config, "backbone", image_size=size).to(memory_format=torch.channels_last)
+    backbone = build(config, "backbone", image_size=size)
+    for other in {view.size for view in resolve_all(plain(config.augment), size)} - {size}:
+        try_size(backbone, "This backbone", other, "set augment.local.size, augment.local_crops=0 or another backbone")
+    backbone = backbone.to(memory_format=torch.channels_last)
     return build(
         config,
         "method",

@@ -44,7 +44,7 @@ def unknown(kind: str, word: str, known: Iterable[str], listed: bool = True) -> 
 # ---------------------------------------------------------------------------------------------- types and ranges
 def _number(low: float, high: float = float("inf"), whole: bool = False) -> Callable[[Any], bool]:
     kinds = int if whole else (int, float)
-    return lambda v: isinstance(v, kinds) and not isinstance(v, bool) and low <= v <= high
+    return lambda v: isinstance(v, kinds) and not isinstance(v, bool) and low <= v <= high and v != float("inf")
 
 
 def _one_of(*options: Any) -> Callable[[Any], bool]:
@@ -60,6 +60,7 @@ def _devices(v: Any) -> bool:
 
 
 POSITIVE = (_number(1, whole=True), "a whole number of at least 1")
+SHARE = (_number(0, 1), "a number from 0 to 1")
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": POSITIVE,
     "batch_size": (_number(2, whole=True), "a whole number of at least 2"),
@@ -79,14 +80,46 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainer.max_steps": (_number(-1, whole=True), "-1 or a number of optimizer steps"),
     "trainer.gradient_clip_val": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
     "trainer.precision": (lambda v: isinstance(v, str) or v in (16, 32, 64), "auto or one of Lightning's precisions"),
-    "optimizer.name": (_one_of("sgd", "lars", "adamw", "auto"), "sgd, lars, adamw or auto"),
+    "optimizer.name": (_one_of("sgd", "lars", "lars_timm", "adamw", "auto"), "sgd, lars, lars_timm, adamw or auto"),
+    "optimizer.milestones": (
+        lambda v: v is None or (isinstance(v, list) and all(map(_number(0, 1), v))),
+        "null or a list of shares of training from 0 to 1",
+    ),
+    "optimizer.bias_base_lr": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
+    "optimizer.final_weight_decay": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
     "optimizer.base_lr": (_number(0), "a number of at least 0"),
+    "optimizer.momentum": (_or(_one_of(None), _number(0, 0.9999999)), "null or a number from 0 to below 1"),
+    "optimizer.trust_coefficient": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
+    "optimizer.betas": (
+        lambda v: v is None or (isinstance(v, list) and len(v) == 2 and all(map(_number(0, 0.9999999), v))),
+        "null or two numbers from 0 to below 1",
+    ),
+    "logger.name": (_one_of("csv", "tensorboard", "wandb"), "csv, tensorboard or wandb"),
     "optimizer.weight_decay": (_number(0), "a number of at least 0"),
     "optimizer.final_lr": (_number(0, 1), "a share of the peak from 0 to 1"),
     "optimizer.warmup_epochs": (_or(_one_of("auto"), _number(0)), "auto or a number of epochs"),
     "method.temperature": (_number(1e-6), "a number above 0"),
+    "method.student_temp": (_number(1e-6), "a number above 0"),
+    "method.teacher_temp": (_number(1e-6), "a number above 0"),
+    "method.teacher_temp_start": (_number(1e-6), "a number above 0"),
+    "method.teacher_temp_warmup": SHARE,
+    "method.momentum": SHARE,
+    "method.momentum_end": SHARE,
+    "method.center_momentum": SHARE,
+    "method.queue_size": POSITIVE,
+    "method.bn_groups": POSITIVE,
+    "method.num_layers": POSITIVE,
+    "method.hidden_dim": POSITIVE,
+    "method.proj_dim": POSITIVE,
+    "method.pred_dim": POSITIVE,
+    "method.out_dim": (_number(2, whole=True), "a whole number of at least 2"),
+    "method.assignment": (_one_of("centering", "sinkhorn"), "centering or sinkhorn"),
+    "method.clip_grad": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
+    "method.freeze_last_layer": (_number(0, whole=True), "a whole number of epochs of at least 0"),
+    "method.vit": (_one_of("auto", True, False), "auto, true or false"),
     "evaluation.every_n_epochs": (_or(_one_of("auto"), POSITIVE[0]), "auto or a whole number of at least 1"),
     "evaluation.batch_size": POSITIVE,
+    "evaluation.health_every_n_steps": POSITIVE,
     "evaluation.bank": POSITIVE,
     "evaluation.knn.k": POSITIVE,
     "evaluation.knn.temperature": (_number(0.002), "a number of at least 0.002"),
@@ -97,6 +130,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "logger.offline": (_one_of("auto", True, False), "auto, true or false"),
     "trainer.deterministic": (_one_of("warn", True, False), "true, false or warn"),
+    "augment.local_crops": (_number(0, 64, whole=True), "a whole number from 0 to 64"),
     "augment.engine": (_one_of("kornia"), "kornia"),
     "protocol": (_one_of("knn", "linear"), "knn or linear"),
     "backbone.stem": (_one_of("auto", "small", "model"), "auto, small or model"),
@@ -130,7 +164,7 @@ def check_values(config: dict, reference: dict, prefix: str = "") -> None:
         example = reference[key]
         if path in RULES:
             test, wanted = RULES[path]
-            if value != "???" and not test(value):
+            if value != "???" and not (value is None and example is None) and not test(value):
                 raise UserError(f"{path}={value} does not work: {path} takes {wanted}.")
         elif value is not None and not _fits(value, example):
             raise UserError(f"{path}={value} is {_kind(value)}, but {path} takes {_kind(example)}.")

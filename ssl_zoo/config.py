@@ -53,7 +53,7 @@ def _hydra(config_dirs: Iterable[str]) -> Iterator[ConfigLoader]:
 
 def parse(overrides: list[str]) -> list[Override]:
     for text in overrides:
-        if "=" not in text and not text.startswith("~"):
+        if ("=" not in text and not text.startswith("~")) or text.startswith("="):
             raise UserError(f"'{text}' is neither a verb nor an override of the form key=value; see ssl-zoo --help.")
     try:
         return OverridesParser.create().parse_overrides(overrides)
@@ -84,11 +84,22 @@ def _split(overrides: list[Override], loader: ConfigLoader, multirun: bool) -> t
         if not options or o.is_delete():
             values.append(o)
             continue
+        if o.value() is None and o.key_or_group not in ("experiment", "recipe"):
+            raise UserError(f"{o.key_or_group}=null does not work: choose one of: {', '.join(sorted(options))}.")
         groups.append(o)
         off = o.value() is None or (o.key_or_group == "recipe" and o.value() == "none")
         if not o.is_sweep_override() and not off and str(o.value()) not in options:
             raise unknown(o.key_or_group, str(o.value()), options)
     return groups, values
+
+
+def _lines(groups: list[Override], loader: ConfigLoader) -> list[str]:
+    """Group choices as Hydra takes them: null switches off, and a method that brings no views of its own gets SimCLR's."""
+    chosen = {o.key_or_group: o.value() for o in groups}
+    off = {"recipe": ["recipe=none"], "experiment": []}
+    lines = [line for o in groups for line in ([str(o.input_line)] if o.value() is not None else off[o.key_or_group])]
+    lacks = "method" in chosen and str(chosen["method"]) not in loader.get_group_options("augment")
+    return [*lines, "augment=simclr"] if lacks and "augment" not in chosen else lines
 
 
 def compose(name: str, overrides: list[str], config_dirs: Iterable[str] = ()) -> DictConfig:
@@ -113,7 +124,7 @@ def compose(name: str, overrides: list[str], config_dirs: Iterable[str] = ()) ->
 
 def _compose(name: str, overrides: list[Override], loader: ConfigLoader) -> DictConfig:
     groups, values = _split(overrides, loader, multirun=False)
-    lines = [str(o.input_line) for o in groups]
+    lines = _lines(groups, loader)
     first = hydra.compose(name, lines, return_hydra_config=True)
     choices = {g: c for g, c in first.hydra.runtime.choices.items() if not g.startswith("hydra/")}
     chosen = {o.key_or_group for o in groups}
@@ -126,6 +137,8 @@ def _compose(name: str, overrides: list[Override], loader: ConfigLoader) -> Dict
 
     final = []
     for o in values:
+        if o.is_delete() and is_known(known, o.key_or_group):
+            raise UserError(f"'{o.input_line}' does not work: {o.key_or_group} is needed; set it to null or another value instead.")
         key, is_new = o.key_or_group, o.is_add() or o.is_force_add()
         if not is_new and not o.is_delete() and not is_known(known, key):
             raise unknown("key", key, [*all_keys(known), *choices], listed=False)
@@ -185,7 +198,7 @@ def run_name(overrides: list[str], config_dirs: Iterable[str] = ()) -> str:
     """<method>_<backbone>_<dataset> of a command that composes."""
     with _hydra(config_dirs) as loader:
         groups, values = _split(parse(overrides), loader, multirun=False)
-        choices = hydra.compose("train", [str(o.input_line) for o in groups], return_hydra_config=True).hydra.runtime.choices
+        choices = hydra.compose("train", _lines(groups, loader), return_hydra_config=True).hydra.runtime.choices
     parts = [str(choices[g]) for g in ("method", "backbone", "dataset")]
     if parts[1] == "timm":
         parts[1] = next((str(o.value()) for o in values if o.key_or_group == "backbone.name"), "timm")

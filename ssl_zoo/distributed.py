@@ -70,6 +70,15 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     return sum_over_ranks(x) / world_size()
 
 
+@torch.no_grad()
+def max_over_ranks(x: Tensor) -> Tensor:
+    """The elementwise maximum over ranks, without gradient."""
+    x = x.clone()
+    if world_size() > 1:
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
+
+
 def gather_uneven(x: Tensor) -> Tensor:
     """Like `gather`, for a first dimension that differs between ranks; without gradient. Reads sizes on the host: not for the hot loop."""
     if world_size() == 1:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from ssl_zoo.build import build_data, build_method, build_trainer
 from ssl_zoo.callbacks.evaluate import Evaluate, Judge
+from ssl_zoo.callbacks.health import Health
 from ssl_zoo.callbacks.loggers import sync_command
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.callbacks.progress import RunProgress
@@ -82,10 +83,11 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     judge = Judge(data.train, data.test, data.mean, data.std, plain(config.evaluation), config.seed)
     labelled = labelled_pair(data.train, data.test) is None and config.evaluation.online_probe
     probe = OnlineProbe(method.backbone.num_features, data.train.num_classes) if labelled else None
-    evaluate = Evaluate(judge, run / "figures", probe)
+    watch = Health(config.evaluation.health_every_n_steps)
+    evaluate = Evaluate(judge, run / "figures", probe, watch)
     last = ModelCheckpoint(run / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     stop, speed = Stop(str(run / "checkpoints" / "last.ckpt")), Throughput()
-    trainer = build_trainer(config, run, [speed, *([probe] if probe else []), evaluate, RunProgress(), last, stop])
+    trainer = build_trainer(config, run, [speed, *([probe] if probe else []), watch, evaluate, RunProgress(), last, stop])
     if trainer.is_global_zero and evaluate.unlabelled:
         print(f"kNN and linear probe are skipped: {evaluate.unlabelled}.")
     loader = Loader(
@@ -98,7 +100,8 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         config.data.resident,
     )
     trainer.callbacks.append(Place(loader))
-    steps = len(loader) if trainer.max_steps < 0 else min(len(loader), trainer.max_steps)
+    steps = -(-len(loader) // trainer.accumulate_grad_batches)
+    steps = steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
     trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)  # so that every epoch, and the shortest run, shows its loss
     if config.trainer.compile:
         method.backbone.compile()

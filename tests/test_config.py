@@ -35,13 +35,24 @@ def test_defaults_and_the_optimizer_that_suits_the_backbone():
     assert compose("train", ["backbone=vit_s", "optimizer=sgd"]).optimizer.name == "sgd"
 
 
-def test_every_method_x_backbone_x_dataset_composes():
-    groups = {g: [f.stem for f in (conf_dir() / g).glob("*.yaml")] for g in ("method", "backbone", "dataset")}
-    for m in groups["method"]:
-        for b in groups["backbone"]:
-            for d in groups["dataset"]:
-                extra = ["dataset.path=."] * (d in ("folder", "parquet")) + ["backbone.name=resnet18"] * (b == "timm")
-                assert compose("train", [f"method={m}", f"backbone={b}", f"dataset={d}", *extra]).method
+CHOICES = {g: [f.stem for f in (conf_dir() / g).glob("*.yaml")] for g in ("method", "backbone", "dataset")}
+
+
+@pytest.mark.parametrize("method", CHOICES["method"])
+def test_every_method_composes_with_every_backbone_and_every_dataset(method):
+    for b, d in [(b, "shapes") for b in CHOICES["backbone"]] + [("resnet18", d) for d in CHOICES["dataset"]]:
+        extra = ["dataset.path=."] * (d in ("folder", "parquet", "imagenet")) + ["backbone.name=resnet18"] * (b == "timm")
+        assert compose("train", [f"method={method}", f"backbone={b}", f"dataset={d}", *extra]).method
+
+
+@pytest.mark.parametrize("recipe", sorted(f.stem for f in (conf_dir() / "recipe").glob("*.yaml")))
+def test_every_recipe_composes_and_is_short(recipe):
+    method, backbone, dataset = recipe.split("-")
+    words = [f"method={method.removesuffix('_v1')}", f"backbone={backbone}", f"dataset={dataset}", f"recipe={recipe}"]
+    words += ["dataset.path=."] * (dataset == "imagenet")
+    plain_run = compose("train", [*words[:3], *words[4:], "recipe=none"])
+    assert compose("train", words) != plain_run
+    assert len((conf_dir() / "recipe" / f"{recipe}.yaml").read_text().splitlines()) <= 15
 
 
 def test_a_recipe_is_picked_up_by_itself_and_the_command_line_wins(user_conf):
@@ -55,6 +66,7 @@ def test_a_recipe_is_picked_up_by_itself_and_the_command_line_wins(user_conf):
     chosen = compose("train", [*command, "optimizer=adamw"], dirs)  # a group on the command line is not retuned
     assert (chosen.epochs, chosen.optimizer.name, chosen.optimizer.base_lr) == (7, "adamw", 5e-4)
     assert compose("train", [*command, "recipe=none"], dirs).epochs == 100
+    assert compose("train", [*command, "recipe=null", "experiment=null"], dirs).epochs == 100
     assert compose("train", ["dataset=cifar10", "backbone=vit_s", "recipe=simclr-vit_s-cifar10"], dirs).epochs == 7
 
 
@@ -95,7 +107,8 @@ ANSWERS = {
     "epochs=0": "epochs takes a whole number of at least 1",
     "epochs=2.5": "epochs takes a whole number",
     "batch_size=-4": "batch_size takes a whole number of at least 2",
-    "method.hidden_dim=wide": "method.hidden_dim=wide is text, but method.hidden_dim takes a whole number",
+    "method.hidden_dim=wide": "method.hidden_dim takes a whole number",
+    "method.init=3": "no key 'method.init'",
     "method.sync_bn=3": "takes true or false",
     "optimizer.base_lr=fast": "optimizer.base_lr takes a number",
     "method.temperature=0": "method.temperature takes a number above 0",
@@ -113,6 +126,23 @@ ANSWERS = {
     "epochs": "neither a verb nor an override",
     "epochs=[": "Cannot read 'epochs=['",
     "recipe=nothing": "There is no recipe 'nothing'",
+    "method=null": "method=null does not work",
+    "=3": "neither a verb nor an override",
+    "~trainer.compile": "trainer.compile is needed",
+    "augment.view2=null": "augment has view1: a method takes view1 and view2",
+    "+augment.view3=${augment.view2}": "augment has view1, view2, view3",
+    "augment.view1.size=4": "a whole number of pixels from 8",
+    "augment.view1.size=abc": "a whole number of pixels from 8",
+    "augment.view1.size=64": "both need the same size",
+    "augment.view1.crop=null": "augment.view1 cannot be read",
+    "augment.view1.jitter.strength={a:1}": "augment.view1",
+    "augment.local_crops=-1": "a whole number from 0 to 64",
+    "method.hidden_dim=0": "a whole number of at least 1",
+    "method.num_layers=0": "a whole number of at least 1",
+    "optimizer.base_lr=inf": "a number of at least 0",
+    "optimizer.momentum=-2": "from 0 to below 1",
+    "optimizer=adamw optimizer.betas=[0.9,1.5]": "two numbers from 0 to below 1",
+    "logger.name=mlflow": "csv, tensorboard or wandb",
     "~method": "method",
 }
 

@@ -54,6 +54,22 @@ def test_transparency_is_laid_on_white_and_16_bits_are_scaled():
     assert D.to_rgb(out.getvalue()).getpixel((0, 0)) == (128, 128, 128)
 
 
+def encoded(array, kind):
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, kind)
+    return out.getvalue()
+
+
+def test_the_range_of_deep_images_is_that_of_their_mode():
+    half = np.full((4, 4), 0.5, np.float32)
+    half[0, 0] = np.nan
+    found = np.asarray(D.to_rgb(encoded(half, "TIFF")))
+    assert (found[1, 1] == 128).all()
+    assert (found[0, 0] == 0).all()
+    assert (np.asarray(D.to_rgb(encoded(np.full((4, 4), 120.0, np.float32), "TIFF"))) == 120).all()
+    assert np.asarray(D.to_rgb(encoded(np.full((4, 4), 120, np.uint16), "PNG"))).max() <= 1  # a dark frame stays dark
+
+
 def test_exif_orientation_is_applied():
     image = Image.new("RGB", (40, 20), (255, 0, 0))
     exif = image.getexif()
@@ -246,6 +262,15 @@ def test_the_cache_follows_the_content(tmp_path, monkeypatch):
     assert len(list(cache.iterdir())) == 2
 
 
+def test_skipped_files_have_the_names_they_have_now(tmp_path):
+    for folder, name in (("a", "old.png"), ("b", "new.png")):
+        write(tmp_path, f"{folder}/good.png", picture(size=(16, 16)))
+        write(tmp_path, f"{folder}/second.png", picture(size=(16, 16)))
+        write(tmp_path, f"{folder}/{name}", b"no image")
+        skipped = Folder(str(tmp_path / folder), cache=str(tmp_path / "cache")).load("train").skipped
+        assert [line.partition(":")[0] for line in skipped] == [name]
+
+
 def test_a_damaged_cache_is_made_again(tmp_path):
     write(tmp_path / "in", "a.png", picture((10, 0, 0)))
     write(tmp_path / "in", "b.png", picture((10, 0, 0)))
@@ -364,6 +389,15 @@ def test_class_names_hold_the_labels_together(tmp_path):
     for bad in (3, -2):
         with pytest.raises(UserError, match=rf"holds the label {bad}, but the file names 3 classes \(0 to 2\): .*dataset\.label_column"):
             labels_of(tmp_path, [2, 0], [bad], ["ant", "cat", "owl"])
+
+
+def test_files_that_name_their_classes_differently_are_refused(tmp_path):
+    labels_of(tmp_path, [0, 1], [0], ["ant", "cat"])
+    other = pq.read_table(tmp_path / "test.parquet")
+    info = {"info": {"features": {"label": {"names": ["cat", "ant"]}}}}
+    pq.write_table(other.replace_schema_metadata({"huggingface": json.dumps(info)}), tmp_path / "test.parquet")
+    with pytest.raises(UserError, match="names its classes differently"):
+        Parquet(str(tmp_path)).load("test")
 
 
 @pytest.mark.parametrize("bad", [[1, 2], {"a": 1}, 0.5, float("inf"), b"x"])

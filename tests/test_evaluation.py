@@ -1,5 +1,7 @@
 """kNN, linear probe, features and collapse numbers."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -104,12 +106,17 @@ def test_unlabelled_rows_do_not_count():
     test = Images(pixels[:3], torch.tensor([0, 1, -1]), ["a", "b"], 8)
     assert knn_top1(bank, train, bank[:3], test, {"k": 50, "temperature": 0.1}) == 100.0
     assert labelled_pair(train, test) is None
-    assert "no labels" in labelled_pair(train, Images(pixels, None, None, 8))
+    assert "no labels" in labelled_pair(Images(pixels, None, None, 8), train)
+    assert "no label that train knows" in labelled_pair(train, Images(pixels, None, None, 8))
     assert "one class" in labelled_pair(Images(pixels, torch.zeros(4, dtype=torch.long), ["a"], 8), test)
 
 
 def test_raw_pixels_are_bounded():
-    assert raw_pixels(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), 64).shape == (2, 3 * 32 * 32)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    found = raw_pixels(pixels, 64, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    assert found.shape == (2, 3 * 32 * 32)
+    flat = raw_pixels(pixels[:, :, :8, :8], 8, (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    assert float(flat[0, 0]) == pytest.approx((float(pixels[0, 0, 0, 0]) / 255 - 0.5) / 0.2, rel=1e-5)
 
 
 def test_health_numbers_know_the_extremes():
@@ -127,16 +134,28 @@ def test_health_numbers_know_the_extremes():
     assert uniformity(spread[:1]) == 0.0
 
 
-def test_verdicts():
-    assert verdict(0.9, 60, 256, 2000).startswith("Healthy")
-    assert verdict(0.001, 60, 256, 2000).startswith("Collapsed")
-    assert verdict(0.7, 1.2, 256, 2000).startswith("Dimensional collapse")
-    assert verdict(float("nan"), 60, 256, 2000).startswith("Broken")
-    assert verdict(0.0, 1.0, 256, 1).startswith("Unclear")
+@pytest.mark.parametrize(
+    ("std", "rank", "others", "words"),
+    [
+        (0.9, 60, {}, "Healthy"),
+        (0.9, 60, {"teacher_entropy": 0.6, "marginal_entropy": 0.9}, "Healthy"),
+        (0.001, 60, {}, "Collapsed: every image .* stop-gradient"),
+        (0.7, 1.2, {}, "Dimensional collapse: .* 1.2 of 256"),
+        (float("nan"), 60, {}, "Broken"),
+        (0.9, 60, {"teacher_entropy": 0.999, "marginal_entropy": 1.0}, "Collapsed: the teacher is uniform .* sharpening"),
+        (0.9, 60, {"teacher_entropy": 0.0, "marginal_entropy": 0.001}, "Collapsed: .* same prototype. .* centering"),
+    ],
+)
+def test_every_kind_of_collapse_is_named_with_its_likely_cause(std, rank, others, words):
+    assert re.match(words, verdict({"feature_std": std, "effective_rank": rank, **others}, 256, 2000))
+
+
+def test_one_image_is_too_few_for_a_verdict():
+    assert verdict({"feature_std": 0.0, "effective_rank": 1.0}, 256, 1).startswith("Unclear")
 
 
 def test_features_that_are_no_numbers_are_measured_and_named():
     h = torch.randn(50, 8)
     h[3, 2] = torch.nan
     found = measure(h, h, h)
-    assert verdict(found["feature_std"], found["effective_rank"], 8, 50).startswith("Broken")
+    assert verdict(found, 8, 50).startswith("Broken")

@@ -254,6 +254,47 @@ def test_two_processes_train_as_one(cli, tmp_path):
 
 
 @pytest.mark.slow
+def test_names_of_any_kind_and_true_half_precision(cli, tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("$a_$", "$5_to_$10", os.fsdecode(b"cl\xff")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(16):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / "photos" / name / f"{i}.png")
+    (tmp_path / "photos" / name / os.fsdecode(b"bad\xff.png")).write_bytes(b"no")
+    done = cli("method=byol", "dataset=folder", "dataset.path=photos", "recipe=none", "batch_size=8", "epochs=1", "method.hidden_dim=32",
+               "trainer.precision=bf16-true", "run=r", "evaluation.linear.final=false")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "bad\\udcff.png" in (tmp_path / "r" / "report.html").read_text()
+    assert {v.dtype for v in load_file(tmp_path / "r" / "backbone.safetensors").values()} == {torch.bfloat16, torch.int64}
+
+
+@pytest.mark.slow
+def test_an_interrupted_accumulation_loses_nothing(cli, tmp_path):
+    """Ctrl-C between two micro-batches of one step; BYOL's teacher must have moved before the checkpoint, and MoCo's must yet."""
+    code = (
+        "import sys\nfrom ssl_zoo.callbacks.stop import Stop\nfrom ssl_zoo.cli import main\nbefore = Stop.on_train_batch_end\n"
+        "def at_batch_2(self, trainer, *a):\n"
+        "    self.asked |= trainer.fit_loop.total_batch_idx == 1\n    before(self, trainer, *a)\n"
+        "Stop.on_train_batch_end = at_batch_2\nmain(sys.argv[1:])"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "SSL_ZOO_CACHE": str(tmp_path / "cache")}
+    for method in ("byol", "moco"):
+        words = [*SMOKE, f"method={method}", "recipe=none", "method.proj_dim=16", "method.momentum=0.9", "evaluation.baselines=false",
+                 "trainer.accumulate_grad_batches=3", "evaluation.linear.final=false"]  # fmt: skip
+        words += ["method.queue_size=100"] if method == "moco" else []
+        assert cli(*words, f"run={method}1").returncode == 0
+        cut = subprocess.run([sys.executable, "-c", code, *words, f"run={method}2"], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert cut.returncode == 130, cut.stderr
+        assert "Stopped after step 1;" in cut.stderr
+        assert cli("resume", f"run={method}2").returncode == 0
+        states = [torch.load(tmp_path / f"{method}{n}" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for n in (1, 2)]
+        assert all(torch.equal(v, states[1][k]) for k, v in states[0].items())
+        assert any(r["train/loss"] for r in rows(tmp_path / f"{method}1"))
+
+
+@pytest.mark.slow
 def test_an_unlabelled_folder_trains(cli, tmp_path):
     from PIL import Image
 

@@ -44,7 +44,10 @@ def pick(value: Any, size: int) -> Any:
 
 def resolve(view: Mapping[str, Any], image_size: int, name: str = "view1") -> View:
     """The view that conf/augment/view describes, for images of `image_size` pixels. Raises UserError for a value out of range."""
-    size = view["size"] or image_size
+    size = local_size(image_size) if view["size"] == "local" else view["size"] or image_size
+
+    if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= 4096:
+        raise UserError(f"augment.{name}.size={size} does not work: it takes null or a whole number of pixels from 8 to 4096.")
 
     def get(*path: str, low: float = 0.0, high: float = 1.0) -> float:
         value: Any = view
@@ -88,5 +91,25 @@ def resolve(view: Mapping[str, Any], image_size: int, name: str = "view1") -> Vi
 
 
 def resolve_all(augment: Mapping[str, Any], image_size: int) -> list[View]:
-    """The views of conf/augment in the order view1, view2, ..."""
-    return [resolve(augment[k], image_size, k) for k in sorted(augment) if k.startswith("view") and augment[k]]
+    """The two global views of conf/augment, which must be of one size, and `local_crops` local ones."""
+    given = sorted(k for k in augment if k.startswith("view") and augment[k])
+    if given != ["view1", "view2"]:
+        raise UserError(f"augment has {', '.join(given) or 'no view'}: a method takes view1 and view2, and more through local_crops.")
+    names = [*given, *(["local"] if augment["local_crops"] else [])]
+    views = []
+    for name in names:
+        try:
+            views.append(resolve(augment[name], image_size, name))
+        except UserError:
+            raise
+        except (TypeError, KeyError, AttributeError, ValueError) as e:
+            raise UserError(f"augment.{name} cannot be read ({e}): `ssl-zoo --cfg job` shows what a view is made of.") from e
+    if views[0].size != views[1].size:
+        raise UserError(f"augment.view1 has {views[0].size} px and augment.view2 {views[1].size} px: both need the same size.")
+    return views[:2] + views[2:] * augment["local_crops"]
+
+
+def local_size(image_size: int) -> int:
+    """Three sevenths of the image, as 96 of 224, in steps of 16 px (8 px for small images), which suit the patches of transformers."""
+    step = 16 if image_size >= 64 else 8
+    return max(step, round(image_size * 3 / 7 / step) * step)

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from ssl_zoo.callbacks.health import Health
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.collapse.health import measure, verdict
 from ssl_zoo.data.images import Images, spread
@@ -21,6 +22,7 @@ from ssl_zoo.evaluation.knn import accuracy, nearest
 from ssl_zoo.evaluation.protocol import knn_top1, labelled_pair, linear
 
 SAMPLE = 2048  # images in the health numbers and the feature map
+RAW = 50_000  # images in the bank of raw pixels: 600 MB
 
 
 @dataclass
@@ -53,8 +55,8 @@ class Evaluate(Callback):
     train, and the figures' data is written to `figures`.
     """
 
-    def __init__(self, judge: Judge, figures: Path, probe: OnlineProbe | None) -> None:
-        self.judge, self.figures, self.probe = judge, figures, probe
+    def __init__(self, judge: Judge, figures: Path, probe: OnlineProbe | None, watch: Health) -> None:
+        self.judge, self.figures, self.probe, self.watch = judge, figures, probe, watch
         self.unlabelled = labelled_pair(judge.train, judge.test)
         self.baselines: dict[str, dict[str, float]] = {}
         self.history: list[dict[str, float]] = []
@@ -81,12 +83,13 @@ class Evaluate(Callback):
         self.seconds += time.perf_counter() - start
 
     def judge_raw_pixels(self, device: torch.device) -> None:
-        """kNN and linear probe on the pixels themselves, measured like the features but against the bank."""
+        """kNN and linear probe on the pixels themselves, measured like the features; the probe with `bank` images at most, for its cost."""
         j = self.judge
-        bank, queries = (raw_pixels(i.pixels, i.image_size).to(device) for i in (j.bank, j.test))
-        found = {"knn_top1": knn_top1(bank, j.bank, queries, j.test, j.options["knn"])}
+        most = j.known.some(min(RAW, len(j.known)))
+        bank, few, queries = (raw_pixels(i.pixels, i.image_size, j.mean, j.std).to(device) for i in (most, j.bank, j.test))
+        found = {"knn_top1": knn_top1(bank, most, queries, j.test, j.options["knn"])}
         if j.options["linear"]["final"]:
-            found["linear_top1"] = linear(bank, j.bank, queries, j.test, j.options["linear"], j.seed)["top1"]
+            found["linear_top1"] = linear(few, j.bank, queries, j.test, j.options["linear"], j.seed)["top1"]
         self.baselines["raw_pixels"] = found
 
     # ------------------------------------------------------------------------------------ during
@@ -114,7 +117,7 @@ class Evaluate(Callback):
         self.health = measure(queries[spread(len(queries), min(SAMPLE, len(queries)))], *self.view_features(module))
         metrics.update({f"health/{k}": v for k, v in self.health.items()})
         self.history.append({"epoch": epoch, **metrics})
-        self.verdict = verdict(self.health["feature_std"], self.health["effective_rank"], queries.shape[1], min(len(queries), SAMPLE))
+        self.verdict = self.watch.finding or verdict(self.health, queries.shape[1], min(len(queries), SAMPLE))
         self.seconds += time.perf_counter() - start
         return metrics, bank, queries
 
@@ -125,7 +128,8 @@ class Evaluate(Callback):
         pixels = test.pixels[spread(len(test), min(512, len(test)))].to(module.device)
         views = module.augment(pixels, fold_seed("health", self.judge.seed))
         with eval_mode(module.evaluated):
-            h1, h2 = (module.evaluated(v).float() for v in (views[0], views[-1]))
+            dtype = next(module.evaluated.parameters()).dtype  # a teacher keeps its own
+            h1, h2 = (module.evaluated(v.to(dtype)).float() for v in views[:2])
         return h1, h2
 
     # ------------------------------------------------------------------------------------ after

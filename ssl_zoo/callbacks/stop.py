@@ -22,8 +22,10 @@ class Stop(Callback):
     def __init__(self, checkpoint: str) -> None:
         self.checkpoint, self.asked = checkpoint, False
         self._before: dict[int, Any] = {}
+        self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._step = trainer.global_step
         if trainer.world_size > 1:
             return
         try:
@@ -37,7 +39,8 @@ class Stop(Callback):
         self.asked = True
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
-        if self.asked and not trainer.is_last_batch:  # else after the next step, so that the epoch is evaluated and logged
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step  # gradients that accumulate are in no checkpoint
+        if self.asked and stepped and not trainer.is_last_batch:  # after the last batch the epoch is evaluated and logged first
             trainer.save_checkpoint(self.checkpoint)
             raise Stopped(f"Stopped after step {trainer.global_step}; nothing is lost.")
 

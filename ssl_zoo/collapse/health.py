@@ -37,6 +37,18 @@ def uniformity(h: Tensor) -> float:
     return float((-2 * d2).exp().mean().clamp_min(1e-30).log())
 
 
+@torch.no_grad()
+def assignment_entropies(probs: Tensor) -> dict[str, Tensor]:
+    """Two entropies of a teacher's probabilities [..., K] as shares of ln K. "teacher_entropy", of each image: 1 when the teacher is
+    uniform and so tells nothing. "marginal_entropy", of their mean over images: 0 when every image gets the same prototype.
+    """
+
+    def entropy(p: Tensor) -> Tensor:
+        return -(p * p.clamp_min(1e-12).log()).sum(-1).mean() / math.log(p.shape[-1])
+
+    return {"teacher_entropy": entropy(probs), "marginal_entropy": entropy(probs.flatten(0, -2).mean(0))}
+
+
 def measure(h: Tensor, h1: Tensor, h2: Tensor) -> dict[str, float]:
     """All of the above. h: [N, D] features of un-augmented images; h1, h2: [M, D] of two views of some of them."""
     return {
@@ -47,14 +59,39 @@ def measure(h: Tensor, h1: Tensor, h2: Tensor) -> dict[str, float]:
     }
 
 
-def verdict(std: float, rank: float, dim: int, samples: int) -> str:
-    """One sentence on the state of the features. std: `feature_std`; rank: `effective_rank` of `samples` features of width `dim`."""
+CAUSES = {
+    "constant": "a missing stop-gradient, predictor, teacher or variance term, or a learning rate that is too high",
+    "dimensional": "no term that decorrelates or spreads, or augmentations that leave a shortcut",
+    "uniform": "no sharpening: the teacher's temperature is too high against the student's",
+    "one prototype": "no centering: the center follows too slowly (method.center_momentum near 1) or not at all",
+}
+
+
+def diagnose(numbers: dict[str, float], dim: int, samples: int) -> str | None:
+    """What is wrong with features of width `dim`, in one sentence that names the likely cause; None when nothing is.
+
+    numbers: "feature_std" and "effective_rank" of `samples` features; where there is a teacher that assigns prototypes, also
+    "teacher_entropy" and "marginal_entropy".
+    """
+    std, rank = numbers["feature_std"], numbers["effective_rank"]
     if math.isnan(std) or math.isnan(rank):
         return "Broken: the features are not numbers (NaN); lower the learning rate."
     if samples < 8:
         return f"Unclear: {samples} images are too few to tell whether the features have collapsed."
+    if numbers.get("marginal_entropy", 1.0) < 0.05:
+        return f"Collapsed: the teacher gives every image the same prototype. Likely cause: {CAUSES['one prototype']}."
+    if numbers.get("teacher_entropy", 0.0) > 0.99:
+        return f"Collapsed: the teacher is uniform and teaches nothing, the loss stays at ln K. Likely cause: {CAUSES['uniform']}."
     if std < 0.05:
-        return f"Collapsed: every image gets nearly the same features (spread {std:.3f}, healthy is near 1)."
+        what = f"every image gets nearly the same features (spread {std:.3f}, healthy is near 1)"
+        return f"Collapsed: {what}. Likely cause: {CAUSES['constant']}."
     if rank < max(2.0, 0.01 * min(dim, samples)):
-        return f"Dimensional collapse: the features use about {rank:.1f} of {dim} dimensions."
-    return f"Healthy: features are spread out ({std:.2f}, collapse is 0) and use about {rank:.0f} of {dim} dimensions."
+        return f"Dimensional collapse: the features use about {rank:.1f} of {dim} dimensions. Likely cause: {CAUSES['dimensional']}."
+    return None
+
+
+def verdict(numbers: dict[str, float], dim: int, samples: int) -> str:
+    """One sentence on the state of the features: what is wrong, or that they are healthy."""
+    std, rank = numbers["feature_std"], numbers["effective_rank"]
+    fine = f"Healthy: features are spread out ({std:.2f}, collapse is 0) and use about {rank:.0f} of {dim} dimensions."
+    return diagnose(numbers, dim, samples) or fine

@@ -19,7 +19,7 @@ from torch import Tensor
 from ssl_zoo.errors import UserError
 
 log = logging.getLogger("ssl_zoo")
-VERSION = "1"  # part of the hash: raise it when decoding changes
+VERSION = "2"  # part of the hash: raise it when decoding changes
 SMALL = 128  # images up to this size are kept as they are
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
@@ -35,8 +35,10 @@ def to_rgb(data: bytes) -> Image.Image:
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max() > 255 else 255.0
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0)
+        high = values.max()
+        wide = image.mode.startswith("I;16") or high > 255  # by the mode where it tells: a dark 16-bit image is dark
+        top = 65535.0 if wide else 1.0 if image.mode == "F" and high <= 1 else 255.0
         image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -84,14 +86,16 @@ def decode(
     if not _complete(folder):
         _fill(folder, names, read, canvas)
     meta = json.loads((folder / "meta.json").read_text())
-    for line in meta["skipped"][:20]:
+    skipped = [f"{names[i]}: {reason}" for i, reason in meta["skipped"]]  # the same files may have other names by now
+    for line in skipped[:20]:
         log.warning("skipped %s", line)
-    if meta["skipped"]:
-        log.warning("%d of %d files could not be read and were skipped", len(meta["skipped"]), len(names))
+    if skipped:
+        log.warning("%d of %d files could not be read and were skipped", len(skipped), len(names))
     if not meta["kept"]:
-        raise UserError(f"None of the {len(names)} files could be read as an image (the first: {meta['skipped'][0]}): check dataset.path.")
+        first = f" (the first: {skipped[0]})" if skipped else ""
+        raise UserError(f"None of the {len(names)} files could be read as an image{first}: check dataset.path.")
     pixels = np.memmap(folder / "pixels.u8", dtype=np.uint8, mode="c", shape=(len(meta["kept"]), 3, canvas, canvas))
-    return torch.from_numpy(pixels), meta["kept"], meta["skipped"], view
+    return torch.from_numpy(pixels), meta["kept"], skipped, view
 
 
 def _fingerprint(names: Sequence[str], read: Sequence[Callable[[], bytes]], canvas: int) -> str:
@@ -140,7 +144,7 @@ def _fill(folder: Path, names: Sequence[str], read: Sequence[Callable[[], bytes]
                 some = range(start, min(start + 1024, len(read)))
                 for i, result in zip(some, pool.map(lambda i: _decode_one(read[i], canvas), some), strict=True):
                     if isinstance(result, str):
-                        skipped.append(f"{names[i]}: {result}")
+                        skipped.append((i, result))
                     else:
                         kept.append(i)
                         out.write(result.tobytes())

@@ -89,11 +89,12 @@ class Parquet:
         return None if values is None or self._classes is None else self._classes.number(values)
 
     def _class_names(self) -> list[str] | None:
-        try:
-            info = json.loads((pq.read_schema(self.train_files[0]).metadata or {})[b"huggingface"])["info"]["features"][self.columns[1]]
-            return list(info["names"]) or None
-        except (KeyError, ValueError, TypeError):
-            return None
+        """The class names that the files state, which must agree: labels are positions in them."""
+        stated = {f: names for f in (*self.train_files, *itertools.chain(*self.tests)) if (names := _stated_names(f, self.columns[1]))}
+        for file, names in stated.items():
+            if names != next(iter(stated.values())):
+                raise UserError(f"{file} names its classes differently from {next(iter(stated))}: write both with the same class names.")
+        return stated.get(self.train_files[0])
 
     def _read(self, files: tuple[Path, ...], column: str) -> list[Any] | None:
         """A column of all files, or None where no file has it; the images are read row group by row group later."""
@@ -104,11 +105,11 @@ class Parquet:
                 if self.columns[0] not in names:
                     raise UserError(f"{file} has no column '{self.columns[0]}' but {', '.join(names)}: set dataset.image_column.")
                 tables.append(pq.read_table(file, columns=[column] if column in names else []))
-            except (pa.ArrowInvalid, OSError) as e:
+            except (pa.ArrowException, OSError) as e:
                 raise UserError(f"{file} cannot be read as parquet ({str(e).splitlines()[0]}).") from e
         try:
             table = pa.concat_tables(tables, promote_options="default")
-        except pa.ArrowInvalid as e:
+        except pa.ArrowException as e:
             raise UserError(f"The files of {self.path} have different columns: {str(e).splitlines()[0]}.") from e
         return table.column(column).to_pylist() if column in table.column_names else None
 
@@ -145,3 +146,10 @@ class _Rows:
         if isinstance(value, bytes):
             return value
         raise OSError("the row holds no image")
+
+
+def _stated_names(file: Path, column: str) -> list[str] | None:
+    try:
+        return list(json.loads((pq.read_schema(file).metadata or {})[b"huggingface"])["info"]["features"][column]["names"])
+    except (KeyError, ValueError, TypeError, OSError, pa.ArrowException):
+        return None

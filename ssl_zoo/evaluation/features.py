@@ -44,21 +44,23 @@ def extract(
     m, s = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
     share = -(-len(pixels) // world_size())
     mine = pixels[rank() * share : (rank() + 1) * share]
+    dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
     parts = []
     with eval_mode(backbone):
         for start in range(0, len(mine), batch_size):
-            x = centre(mine[start : start + batch_size].to(device), size)
-            parts.append(backbone((x - m) / s).float())
+            x = (centre(mine[start : start + batch_size].to(device), size) - m) / s
+            parts.append(backbone(x.to(dtype)).float())
     if not parts:  # a rank that has no images
         parts = [torch.empty(0, int(backbone.num_features), device=device)]  # type: ignore[arg-type]
     return gather_uneven(torch.cat(parts))
 
 
-def raw_pixels(pixels: Tensor, size: int) -> Tensor:
-    """Images as their own features: the pixels of the centre crop, [N, 3 S S] on [0, 1]; shrunk to 32 px where larger."""
+def raw_pixels(pixels: Tensor, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Images as their own features: pixels of the centre crop, normalised as for a backbone, [N, 3 S S]; shrunk to 32 px where larger."""
     parts = []
+    m, s = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
     for chunk in pixels.split(512):
-        x = centre(chunk, size)
+        x = (centre(chunk, size) - m) / s
         if size > 32:
             x = torch.nn.functional.interpolate(x, 32, mode="bilinear", antialias=True)
         parts.append(x.flatten(1))

@@ -11,8 +11,10 @@ from ssl_zoo.evaluation.linear import linear_probe
 
 def labelled_pair(train: Images, test: Images) -> str | None:
     """None when features can be judged by labels, else the reason why not."""
-    if train.labels is None or test.labels is None or not len(train.labelled) or not len(test.labelled):
+    if train.labels is None or not len(train.labelled):
         return "the images have no labels"
+    if test.labels is None or not len(test.labelled):
+        return "the test images have no label that train knows"
     if train.num_classes < 2:
         return "there is only one class"
     return None

@@ -3,13 +3,15 @@
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ssl_zoo.distributed import fold_seed
 from ssl_zoo.nn.batchnorm import synchronise
 from ssl_zoo.optim.build import build_optimizer
-from ssl_zoo.optim.schedules import warmup_cosine
+from ssl_zoo.optim.schedules import cosine, schedule
 
 
 class Method(L.LightningModule):
@@ -35,22 +37,67 @@ class Method(L.LightningModule):
         self.augment = augment
         self.optimizer_config = optimizer
         self.batch_size, self.seed, self.sync_bn = batch_size, seed, sync_bn
+        self.steps_done, self.steps_total = 0, 1  # optimizer steps
+        self._unseen = False  # whether an optimizer step was taken that before_step has yet to follow
 
     def step(self, views: list[Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """views: V tensors [B, 3, h_v, w_v]. Returns "loss" [], "features" [B, D] and "z" of the first view, and scalars to log."""
+        """views: V tensors [B, 3, h_v, w_v], two global ones first. Returns "loss" [], "features" [B, D] and "z" of the first view,
+        and scalars to log.
+        """
         raise NotImplementedError
 
+    def before_step(self) -> None:
+        """Called once before the first forward of every optimizer step but the first: where MoCo moves its key encoder."""
+
     def after_step(self) -> None:
-        """Called once after every optimizer step: a teacher moves here, only when the student moved."""
+        """Called once after every optimizer step that was really taken: where BYOL and DINO move their teacher."""
+
+    # ------------------------------------------------------------------------------------ for subclasses
+    @staticmethod
+    def encode(views: list[Tensor], *nets: nn.Module, together: bool = False) -> list[Tensor]:
+        """Every view through nets in a row: one tensor [V, B, D_i] of the output of each net.
+
+        Views as large as the first have a forward each, or one for all where `together`: this decides over which images batch statistics
+        are taken. Local views share one forward for each size.
+        """
+        groups: list[list[Tensor]] = []
+        for v in views:
+            joins = groups and groups[-1][0].shape == v.shape and (together or v.shape != views[0].shape)
+            groups[-1].append(v) if joins else groups.append([v])
+        outs: list[list[Tensor]] = [[] for _ in nets]
+        for group in groups:
+            x = torch.cat(group)
+            for net, out in zip(nets, outs, strict=True):
+                x = net(x)
+                out.append(x.unflatten(0, (len(group), -1)))
+        return [torch.cat(out) for out in outs]
+
+    @staticmethod
+    def directed_pairs(V: int) -> list[tuple[int, int]]:
+        """(target, view): each of the two global views is the target of every other view."""
+        return [(t, v) for t in range(2) for v in range(V) if v != t]
+
+    @staticmethod
+    def undirected_pairs(V: int) -> list[tuple[int, int]]:
+        """Each global view with every later view: the two global ones once, a local one with both."""
+        return [(t, v) for t in range(2) for v in range(t + 1, V)]
+
+    def progress(self) -> float:
+        """Share of training done before the current optimizer step, 0 to 1."""
+        return self.steps_done / max(1, self.steps_total)
 
     # ------------------------------------------------------------------------------------ one training step
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         if self.augment is not None and "views" not in batch:
             drawn = fold_seed("augment", self.seed, self.global_rank, self.trainer.fit_loop.total_batch_idx)
-            batch["views"] = self.augment(batch["image"], drawn)
+            batch["views"] = [v.to(self.dtype) for v in self.augment(batch["image"], drawn)]
         return batch
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        self.steps_done = self.trainer.global_step
+        if self._unseen:
+            self._unseen = False
+            self.before_step()
         out = self.step(batch["views"], batch)
         if self.trainer._logger_connector.should_update_logs:
             scalars = {f"train/{k}": v.detach() for k, v in out.items() if v.ndim == 0}
@@ -58,10 +105,21 @@ class Method(L.LightningModule):
             self.log_dict(scalars, batch_size=self.batch_size)
         return out
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.trainer.global_step != self._steps_seen:
-            self._steps_seen = self.trainer.global_step
-            self.after_step()
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        for group in optimizer.param_groups:
+            if group["final_weight_decay"] is not None:
+                group["weight_decay"] = cosine(self.progress(), group["first_weight_decay"], group["final_weight_decay"])
+
+    def _step_taken(self, *_: Any) -> None:
+        """Hooked to the optimizer: a micro-batch of an accumulation, or a step that a GradScaler skips, does not come here."""
+        self._unseen = True
+        self.after_step()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["unseen_step"] = self._unseen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._unseen = checkpoint["unseen_step"]
 
     # ------------------------------------------------------------------------------------ set-up
     def setup(self, stage: str) -> None:
@@ -69,27 +127,27 @@ class Method(L.LightningModule):
             synchronise(self, self.trainer.strategy.root_device.type)
 
     def on_train_start(self) -> None:
-        self._steps_seen = self.trainer.global_step
+        self.steps_total = int(self.trainer.estimated_stepping_batches)
+
+    def fixed_lr_modules(self) -> tuple[nn.Module, ...]:
+        """Modules whose learning rate stays at its peak (SimSiam's predictor)."""
+        return ()
 
     def configure_optimizers(self) -> dict[str, Any]:
         if self.optimizer_config is None:
             raise ValueError("This method was built without an optimizer: pass optimizer=dict(name=..., base_lr=..., ...).")
         c = self.optimizer_config
         total = int(self.trainer.estimated_stepping_batches)
-        epochs = max(self.trainer.max_epochs or 1, 1)
-        warmup = round(total * (0.1 if c["warmup_epochs"] == "auto" else min(1.0, c["warmup_epochs"] / epochs)))
-        optimizer = build_optimizer(self, c, lr=c["base_lr"] * self.global_batch / 256)
-        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, total, warmup, 1.0, c["final_lr"]))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        optimizer = build_optimizer(self, c, scale=self.global_batch / 256, fixed_lr=self.fixed_lr_modules())
+        optimizer.register_step_post_hook(self._step_taken)
+        shape = schedule(c, total, self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        rules = [(lambda step: 1.0) if g["fixed_lr"] else shape for g in optimizer.param_groups]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rules), "interval": "step"}}
 
     @property
     def global_batch(self) -> int:
         """Images per optimizer step over all devices, nodes and accumulated micro-batches."""
         return self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-
-    def progress(self) -> float:
-        """Share of training done, 0 to 1, by optimizer steps."""
-        return self.trainer.global_step / max(1, int(self.trainer.estimated_stepping_batches))
 
     @property
     def evaluated(self) -> nn.Module:

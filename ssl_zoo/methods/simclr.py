@@ -6,7 +6,7 @@
 
 Where sources differ: the loss is the paper's mean over the 2N views (the official TensorFlow code returns twice that); the head
 is the official one, with batch normalisation after both layers, the last without shift; both views share one forward, so batch
-statistics are over 2N images.
+statistics are over 2N images. Local views (SwAV's multi-crop) are each contrasted with both global ones.
 """
 
 from typing import Any
@@ -53,6 +53,7 @@ class SimCLR(Method):
         self.temperature = temperature
 
     def step(self, views: list[Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        h = self.backbone(torch.cat(views))  # [2B, D]: one forward, batch statistics over both views
-        z1, z2 = self.projector(h).chunk(2)
-        return {"loss": nt_xent(z1, z2, self.temperature), "features": h[: len(z1)], "z": z1}
+        h, z = self.encode(views, self.backbone, self.projector, together=True)  # batch statistics over both views
+        pairs = self.undirected_pairs(len(views))
+        loss = sum(nt_xent(z[u], z[v], self.temperature) for u, v in pairs) / len(pairs)
+        return {"loss": loss, "features": h[0], "z": z[0]}

@@ -40,6 +40,12 @@ def create(
         model = _timm(name, pretrained, kwargs or {})
         small = stem == "small" or (stem == "auto" and image_size <= SMALL_IMAGE)
         model.stem_used = _use_small_stem(model, first_conv) if small else "the model's own"
+        if small and stem == "auto":
+            try:
+                return _checked(model, name, image_size)
+            except UserError:  # a stem of parallel branches, say: the model's own may do
+                model = _timm(name, pretrained, kwargs or {})
+                model.stem_used = "the model's own"
     return _checked(model, name, image_size)
 
 
@@ -81,8 +87,9 @@ def _with_patches(name: str, image_size: int, patch_size: int | str | None, pret
             continue
     else:
         model = _timm(name, pretrained, kwargs)
-    patch = model.patch_embed.patch_size
-    patch = patch[0] if isinstance(patch, tuple) else patch
+    embed = model.patch_embed
+    patch = getattr(embed, "patch_size", None) or getattr(getattr(embed, "proj", None), "stride", 1)
+    patch = patch[0] if isinstance(patch, (tuple, list)) else patch
     if image_size % patch:
         raise UserError(
             f"{name} cuts images into {patch} px patches, and {image_size} px is no multiple of that: "
@@ -114,17 +121,25 @@ def _use_small_stem(model: nn.Module, first_conv: str) -> str:
     return SMALL_STEM
 
 
-@torch.no_grad()
 def _checked(model: nn.Module, name: str, image_size: int) -> nn.Module:
-    """Run one image through, so that a size the model cannot take is refused here and the width of the output is known."""
-    modes = {m: m.training for m in model.modules()}
-    try:
-        out = model.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, AssertionError, ValueError) as e:
-        raise UserError(f"{name} cannot take images of {image_size} px ({str(e).splitlines()[0]}): set dataset.image_size.") from e
-    for m, training in modes.items():
-        m.training = training
+    """Refuse here a size that the model cannot take, and learn the width of its output."""
+    out = try_size(model, name, image_size, "set dataset.image_size")
     if out.dim() != 2:
         raise UserError(f"{name} gives features of shape {list(out.shape)} instead of one vector per image: choose another backbone.")
     model.num_features = out.shape[1]
     return model
+
+
+@torch.no_grad()
+def try_size(model: nn.Module, name: str, size: int, remedy: str) -> torch.Tensor:
+    """The output of `model` for one empty image of `size` pixels; UserError where it cannot take that. Modes stay as they were."""
+    modes = {m: m.training for m in model.modules()}
+    try:
+        return model.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError, TypeError, AttributeError) as e:
+        wanted = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+        hint = f" (it was made for {wanted[-1]} px)" if wanted else ""
+        raise UserError(f"{name} cannot take images of {size} px ({str(e).splitlines()[0][:160]}): {remedy}{hint}.") from e
+    finally:
+        for m, training in modes.items():
+            m.training = training

@@ -1,6 +1,7 @@
 """Batch normalisation over the batch of all ranks, on any device (torch's SyncBatchNorm runs on GPUs only)."""
 
 import torch
+import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from timm.layers.norm_act import SyncBatchNormAct
 from torch import Tensor, nn
@@ -76,4 +77,39 @@ def synchronise(module: nn.Module, device_type: str) -> nn.Module:
         return convert_sync_batchnorm(module) if any(type(m) in REPLACED for m in norms) else module
     for m in norms:
         m.__class__ = REPLACED.get(type(m), type(m))
+    return module
+
+
+class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm whose training statistics are those of each of `groups` equal parts of the batch, as if each were on its own device."""
+
+    groups: int
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.shape[0] % self.groups:
+            raise UserError(f"A batch of {input.shape[0]} cannot be cut into method.bn_groups={self.groups} parts: choose a multiple.")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        g, c = self.groups, input.shape[1]
+        side_by_side = input.unflatten(0, (g, -1)).transpose(0, 1).flatten(1, 2)  # [B / g, g C, ...]: a group is a set of channels
+        stats = [None if s is None else s.repeat(g) for s in (self.running_mean, self.running_var, self.weight, self.bias)]
+        out = F.batch_norm(side_by_side, *stats, training=True, momentum=self.momentum or 0.0, eps=self.eps)
+        with torch.no_grad():
+            for buffer, parts in zip((self.running_mean, self.running_var), stats[:2], strict=True):
+                if buffer is not None and parts is not None:
+                    buffer.copy_(parts.view(g, c).mean(0))
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        return out.unflatten(1, (g, c)).transpose(0, 1).flatten(0, 1)
+
+
+def group_batchnorm(module: nn.Module, groups: int) -> nn.Module:
+    """Make every BatchNorm of `module` use the statistics of `groups` parts of the batch; changes `module` and returns it."""
+    if groups > 1:
+        for m in module.modules():
+            if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+                m.__class__, m.groups = GroupedBatchNorm, groups
     return module

@@ -1,23 +1,36 @@
-"""Projectors and predictors."""
+"""Projectors, predictors and prototypes."""
 
 import itertools
+from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def mlp(
-    in_dim: int, hidden_dim: int, out_dim: int, num_layers: int = 2, last_norm: str = "none", init_std: float | None = None
+    in_dim: int,
+    hidden_dim: int,
+    out_dim: int,
+    num_layers: int = 2,
+    hidden_norm: bool = True,
+    hidden_bias: bool = False,
+    last_norm: str = "none",
+    last_bias: bool = False,
+    activation: type[nn.Module] = nn.ReLU,
+    init_std: float | None = None,
 ) -> nn.Sequential:
-    """Linear-BN-ReLU blocks and a last Linear: [B, in_dim] -> [B, out_dim]. No Linear before a BN has a bias.
+    """Hidden blocks Linear-BN-activation and a last Linear: [B, in_dim] -> [B, out_dim].
 
+    hidden_norm: whether hidden blocks have the BN. hidden_bias, last_bias: whether the Linear layers have a bias.
     last_norm: what follows the last Linear: none | scale (BN whose shift stays at zero, SimCLR) | plain (BN without parameters).
     init_std: standard deviation of the Linear weights; None keeps PyTorch's default.
     """
     layers: list[nn.Module] = []
     dims = [in_dim] + [hidden_dim] * (num_layers - 1)
     for a, b in itertools.pairwise(dims):
-        layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
-    layers.append(nn.Linear(dims[-1], out_dim, bias=last_norm == "none"))
+        layers += [nn.Linear(a, b, bias=hidden_bias), *([nn.BatchNorm1d(b)] if hidden_norm else []), activation()]
+    layers.append(nn.Linear(dims[-1], out_dim, bias=last_bias))
     if last_norm != "none":
         norm = nn.BatchNorm1d(out_dim, affine=last_norm == "scale")
         if norm.bias is not None:
@@ -28,3 +41,25 @@ def mlp(
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=init_std)
     return nn.Sequential(*layers)
+
+
+class Prototypes(nn.Module):
+    """DINO's last layer: unit rows of x against K weight-normed prototypes, [B, D] -> [B, K].
+
+    weight_g [K, 1] is the length of each prototype (1 and fixed where `fixed_length`), weight_v [K, D] its direction. A state dict with
+    the names of torch's newer parametrization (original0, original1) loads as well.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, fixed_length: bool = True) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=not fixed_length)
+        self.weight_v = nn.Parameter(nn.init.trunc_normal_(torch.empty(out_dim, in_dim), std=0.02))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x, dim=-1), self.weight_g * F.normalize(self.weight_v, dim=-1))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+            if f"{prefix}parametrizations.weight.{new}" in state_dict:
+                state_dict[prefix + old] = state_dict.pop(f"{prefix}parametrizations.weight.{new}")
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -23,6 +23,7 @@ def in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return exact
 
 
+@in_float32
 def unit(x: Tensor) -> Tensor:
     """Rows [..., D] divided by their length. A zero row has no direction: it stays zero and gets no gradient."""
     norm = x.norm(dim=-1, keepdim=True)

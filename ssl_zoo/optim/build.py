@@ -1,7 +1,9 @@
 """An optimizer from its config."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import timm.optim
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -13,12 +15,16 @@ from ssl_zoo.optim.lars import LARS
 OPTIMIZERS: dict[str, tuple[type[Optimizer], tuple[str, ...]]] = {
     "sgd": (torch.optim.SGD, ("momentum",)),
     "lars": (LARS, ("momentum", "trust_coefficient")),
+    "lars_timm": (timm.optim.Lars, ("momentum", "trust_coefficient")),
     "adamw": (torch.optim.AdamW, ("betas",)),
 }
 
 
-def build_optimizer(module: nn.Module, config: dict[str, Any], lr: float) -> Optimizer:
-    """The optimizer that conf/optimizer describes over the trainable parameters of `module`; null fields keep its own defaults."""
+def build_optimizer(module: nn.Module, config: dict[str, Any], scale: float = 1.0, fixed_lr: Iterable[nn.Module] = ()) -> Optimizer:
+    """The optimizer that conf/optimizer describes over the trainable parameters of `module`; null fields keep its own defaults.
+
+    scale: global batch / 256, multiplies base_lr. fixed_lr: modules that form groups of their own.
+    """
     kind, takes = OPTIMIZERS[config["name"]]
     options = {k: config[k] for k in ("momentum", "betas", "trust_coefficient") if config.get(k) is not None}
     for key in options:
@@ -26,7 +32,8 @@ def build_optimizer(module: nn.Module, config: dict[str, Any], lr: float) -> Opt
             raise UserError(
                 f"optimizer.{key} does not apply to {config['name']}, which takes {' and '.join(takes)}: set optimizer.{key}=null."
             )
+    if kind is timm.optim.Lars and "trust_coefficient" in options:
+        options["trust_coeff"] = options.pop("trust_coefficient")
     if kind is torch.optim.SGD:
         options.setdefault("momentum", 0.9)
-    groups = param_groups(module, config["weight_decay"], config["decay_norm_and_bias"])
-    return kind(groups, lr=lr, **options)  # type: ignore[call-arg]
+    return kind(param_groups(module, config, scale, fixed_lr), lr=scale * config["base_lr"], **options)  # type: ignore[call-arg]

@@ -135,12 +135,17 @@ def feature_map(data: dict[str, np.ndarray]) -> Figure | None:
         colours = plt.get_cmap("tab10" if len(present) <= 10 else "tab20" if len(present) <= 20 else "gist_rainbow")
         for i, c in enumerate(present):
             colour = colours(i / max(1, len(present) - 1)) if len(present) > 20 else colours(i)
-            name = classes[c] if c < len(classes) else str(c)
+            name = plain(classes[c]) if c < len(classes) else str(c)
             ax.scatter(*points[labels == c].T, s=8, color=colour, alpha=0.75, lw=0, label=name if len(present) <= 20 else None)
         if len(present) <= 20:
             ax.legend(frameon=False, fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
     ax.set(title="Feature map (first two principal components)", xticks=[], yticks=[])
     return figure
+
+
+def plain(name: str) -> str:
+    """A name that matplotlib takes as it is: no formula, no bytes that are no text."""
+    return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
 def _picture(ax: Axes, image: np.ndarray, frame: str | None = None) -> None:

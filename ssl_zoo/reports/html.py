@@ -107,7 +107,7 @@ def write_report(run: Path) -> Path:
         command=escape(summary["command"]),
         versions=escape(versions + (f", commit {summary['commit']}" if summary["commit"] else "")),
     )
-    (run / "report.html").write_text(page, encoding="utf-8")
+    (run / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
     return run / "report.html"
 
 

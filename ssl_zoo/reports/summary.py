@@ -59,7 +59,7 @@ def protocol(options: dict[str, Any]) -> str:
         f"Features of un-augmented images, backbone in evaluation mode. kNN: cosine, k={knn['k']}, votes exp(s/{knn['temperature']}), "
         f"bank = labelled training images (while training {bank} at most, at the end all). Linear probe: L-BFGS logistic regression on "
         f"standardised features, L2 from {l2} chosen on a tenth held out of train. Online probe: linear layer trained beside the method. "
-        f"Raw pixels: the image itself, at most 32 px, as features, against {bank} training images at most. "
+        f"Raw pixels: the normalised image itself, at most 32 px, as features (bank of 50000 at most, probe on {bank} at most). "
         f"'final' is after the last epoch; 'best' is the highest kNN seen while training, on the test split, and so optimistic."
     )
 

@@ -1,0 +1,48 @@
+"""Watches for collapse while a method trains, and says so once, with the likely cause."""
+
+import logging
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import Callback
+
+from ssl_zoo.collapse.health import diagnose, effective_rank, feature_std
+
+log = logging.getLogger("ssl_zoo")
+
+
+class Health(Callback):
+    """Every `every_n_steps` optimizer steps: train/feature_std and train/feature_rank of the batch's features, train/z_rank of its
+    projections. A finding that is there `patience` times in a row is a warning (a uniform teacher, from which DINO starts: three times
+    as often); `finding` is the last one that was, until it is gone.
+    """
+
+    def __init__(self, every_n_steps: int = 50, patience: int = 2) -> None:
+        self.every_n_steps, self.patience = every_n_steps, patience
+        self.finding: str | None = None
+        self.warned: set[str] = set()
+        self._seen, self._last = 0, -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        if step == self._last or step % self.every_n_steps:
+            return
+        self._last = step
+        h, z = outputs["features"].detach(), outputs["z"].detach()
+        numbers = {"feature_std": feature_std(h), "effective_rank": effective_rank(h)}
+        module.log_dict({f"train/{k}": v for k, v in (*numbers.items(), ("z_rank", effective_rank(z)))}, batch_size=len(h))
+        numbers |= {k: float(outputs[k]) for k in ("teacher_entropy", "marginal_entropy") if k in outputs}
+        found = diagnose(numbers, h.shape[1], len(h))
+        self._seen = self._seen + 1 if found else 0
+        enough = self.patience * (3 if found and "uniform" in found else 1)
+        self.finding = found if self._seen >= enough else None
+        kind = found.partition(" Likely")[0].partition("(")[0] if found else ""
+        if self.finding and trainer.is_global_zero and kind not in self.warned:
+            self.warned.add(kind)
+            log.warning("step %d: %s", step, self.finding)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self._seen, "finding": self.finding, "warned": sorted(self.warned)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seen, self.finding, self.warned = state["seen"], state["finding"], set(state["warned"])

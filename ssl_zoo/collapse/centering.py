@@ -1,0 +1,46 @@
+"""What keeps a teacher's assignments from collapsing: DINO's centering and sharpening, or SwAV's Sinkhorn-Knopp."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_zoo.distributed import max_over_ranks, mean_over_ranks, sum_over_ranks, world_size
+
+
+class Center(nn.Module):
+    """A running mean `value` [dim] of the teacher's raw logits over all ranks (DINO, equation 4). Zero at first; saved with the method."""
+
+    value: Tensor
+
+    def __init__(self, dim: int, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(dim))
+
+    def forward(self, logits: Tensor, temperature: float) -> Tensor:
+        """Centred and sharpened probabilities of logits [..., dim]."""
+        return F.softmax((logits - self.value) / temperature, -1)
+
+    @torch.no_grad()
+    def update(self, logits: Tensor) -> None:
+        """Move towards the mean of logits [..., dim]; to be called after the probabilities of the same batch were taken."""
+        mean = mean_over_ranks(logits.flatten(0, -2).mean(0))
+        self.value.lerp_(mean.to(self.value.dtype), 1.0 - self.momentum)
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Assignments [B, K] of scores [B, K] of which every prototype gets an equal share over all ranks; rows sum to 1.
+
+    exp(scores / temperature), then prototypes and samples normalised in turn, samples last. (SwAV, arXiv:2006.09882, section 3.1.)
+    """
+    exact = torch.float32 if scores.device.type == "mps" else torch.float64
+    q = scores.to(exact) / temperature  # logarithms: exp of large scores overflows, of small ones loses a whole row
+    samples, prototypes = len(q) * world_size(), q.shape[1]
+    for _ in range(iterations):
+        top = max_over_ranks(q.amax(0))
+        q = q - (top + sum_over_ranks((q - top).exp().sum(0)).log()) - math.log(prototypes)
+        q = q.log_softmax(1) - math.log(samples)
+    return (q + math.log(samples)).exp().to(scores.dtype)
