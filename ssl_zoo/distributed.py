@@ -79,6 +79,14 @@ def max_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
+@torch.no_grad()
+def broadcast_buffers(module: torch.nn.Module) -> None:
+    """Give every rank the buffers of the first, such as running statistics that each rank kept for itself."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def gather_uneven(x: Tensor) -> Tensor:
     """Like `gather`, for a first dimension that differs between ranks; without gradient. Reads sizes on the host: not for the hot loop."""
     if world_size() == 1:

@@ -537,21 +537,21 @@ def test_23_weights_of_torchs_own_weight_norm_load_by_either_name():
 
 
 # ---------------------------------------------------------------------------------------------- 24 to 28: the optimizer
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_24_the_rate_after_warm_up_is_that_of_the_global_batch(accumulate):
+@pytest.mark.parametrize(("batches", "accumulate"), [(4, 1), (4, 2), (10, 4)])
+def test_24_the_rate_after_warm_up_is_that_of_the_global_batch(batches, accumulate):
     method = make("simclr", augment=Noisy(4), optimizer=optimizer_config(base_lr=0.6, warmup_epochs=1))
-    watch = fit(method, batches=4, accumulate=accumulate)
-    steps = 4 // accumulate
+    watch = fit(method, batches=batches, accumulate=accumulate)
+    steps = len(watch.lrs) // 2  # of an epoch
     assert watch.lrs[0] == [0, 0]
     assert watch.lrs[steps] == pytest.approx([0.6 * 4 * accumulate / 256] * 2, rel=1e-12)
-    assert max(x for step in watch.lrs for x in step) == watch.lrs[steps][0]
+    assert [max(step) < max(watch.lrs[steps]) for step in watch.lrs] == [i != steps for i in range(2 * steps)]
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (2, 2), (4, 2)])
 def test_24_devices_and_accumulation_count_once(world, accumulate):
     method = make("byol", optimizer=optimizer_config(base_lr=0.6, warmup_epochs=0))
     method._trainer = SimpleNamespace(
-        world_size=world, accumulate_grad_batches=accumulate, estimated_stepping_batches=10, max_epochs=2, strategy=None
+        world_size=world, accumulate_grad_batches=accumulate, estimated_stepping_batches=10, max_epochs=2, num_training_batches=5
     )
     optimizer = method.configure_optimizers()["optimizer"]
     assert {g["lr"] for g in optimizer.param_groups} == {0.6 * 4 * world * accumulate / 256}

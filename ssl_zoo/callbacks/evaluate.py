@@ -16,7 +16,7 @@ from ssl_zoo.callbacks.health import Health
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.collapse.health import measure, verdict
 from ssl_zoo.data.images import Images, spread
-from ssl_zoo.distributed import fold_seed
+from ssl_zoo.distributed import broadcast_buffers, fold_seed
 from ssl_zoo.evaluation.features import centre, eval_mode, extract, raw_pixels
 from ssl_zoo.evaluation.knn import accuracy, nearest
 from ssl_zoo.evaluation.protocol import knn_top1, labelled_pair, linear
@@ -106,6 +106,7 @@ class Evaluate(Callback):
         """Metrics after `epoch` epochs with `train` as bank, and the features of bank (None without labels) and test."""
         start = time.perf_counter()
         j = self.judge
+        broadcast_buffers(module.evaluated)  # each rank extracts a part: with the same network
         queries = j.features(module.evaluated, j.test, module.device)
         bank, metrics = None, {}
         if self.unlabelled is None:

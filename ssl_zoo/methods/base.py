@@ -102,7 +102,7 @@ class Method(L.LightningModule):
         if self.trainer._logger_connector.should_update_logs:
             scalars = {f"train/{k}": v.detach() for k, v in out.items() if v.ndim == 0}
             scalars["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log_dict(scalars, batch_size=self.batch_size)
+            self.log_dict(scalars, batch_size=self.batch_size, sync_dist=self.trainer.world_size > 1)
         return out
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -140,7 +140,8 @@ class Method(L.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         optimizer = build_optimizer(self, c, scale=self.global_batch / 256, fixed_lr=self.fixed_lr_modules())
         optimizer.register_step_post_hook(self._step_taken)
-        shape = schedule(c, total, self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)  # an epoch's last step may be of fewer
+        shape = schedule(c, total, per_epoch)
         rules = [(lambda step: 1.0) if g["fixed_lr"] else shape for g in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rules), "interval": "step"}}
 

@@ -108,8 +108,9 @@ class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 def group_batchnorm(module: nn.Module, groups: int) -> nn.Module:
     """Make every BatchNorm of `module` use the statistics of `groups` parts of the batch; changes `module` and returns it."""
-    if groups > 1:
-        for m in module.modules():
-            if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-                m.__class__, m.groups = GroupedBatchNorm, groups
+    for m in module.modules() if groups > 1 else ():
+        if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            m.__class__, m.groups = GroupedBatchNorm, groups
+        elif isinstance(m, nn.modules.batchnorm._BatchNorm):
+            raise UserError(f"The backbone's {type(m).__name__} cannot take statistics over parts of a batch: set method.bn_groups=1.")
     return module
