@@ -76,7 +76,7 @@ def test_simclr_head_is_the_official_one():
     assert not norms[1].bias.requires_grad
     assert isinstance(head[-1], nn.BatchNorm1d)
     assert float(linears[0].weight.std()) == pytest.approx(0.01, rel=0.1)
-    assert mlp(16, 32, 8, 3, last_norm="none")[-1].bias is not None
+    assert mlp(16, 32, 8, 3, last_bias=True)[-1].bias is not None
     assert mlp(16, 32, 8, 2, last_norm="plain")[-1].weight is None
 
 

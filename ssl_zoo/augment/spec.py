@@ -95,7 +95,7 @@ def resolve_all(augment: Mapping[str, Any], image_size: int) -> list[View]:
     given = sorted(k for k in augment if k.startswith("view") and augment[k])
     if given != ["view1", "view2"]:
         raise UserError(f"augment has {', '.join(given) or 'no view'}: a method takes view1 and view2, and more through local_crops.")
-    names = [*given, *(["local"] if augment["local_crops"] else [])]
+    names = [*given, *(["local"] if augment.get("local_crops") else [])]
     views = []
     for name in names:
         try:
@@ -106,7 +106,7 @@ def resolve_all(augment: Mapping[str, Any], image_size: int) -> list[View]:
             raise UserError(f"augment.{name} cannot be read ({e}): `ssl-zoo --cfg job` shows what a view is made of.") from e
     if views[0].size != views[1].size:
         raise UserError(f"augment.view1 has {views[0].size} px and augment.view2 {views[1].size} px: both need the same size.")
-    return views[:2] + views[2:] * augment["local_crops"]
+    return views[:2] + views[2:] * augment.get("local_crops", 0)
 
 
 def local_size(image_size: int) -> int:
