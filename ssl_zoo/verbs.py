@@ -57,8 +57,8 @@ def preview(config: DictConfig) -> Path:
     pixels = data.train.pixels[:count]
     draws = [augment(pixels, fold_seed("preview", config.seed, d)) for d in range(config.draws)]
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (data.mean, data.std))
-    shown = torch.stack([((v * std + mean).clamp(0, 1) * 255).byte() for views in draws for v in views], 1)
-    figure = view_grid((centre(pixels, size) * 255).byte().numpy(), shown.numpy())
+    shown = [((v * std + mean).clamp(0, 1) * 255).byte().numpy() for views in draws for v in views]
+    figure = view_grid((centre(pixels, size) * 255).byte().numpy(), shown)
     file = Path(config.file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

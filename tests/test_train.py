@@ -121,7 +121,9 @@ def test_the_same_seed_gives_the_same_weights(finished, cli, tmp_path):
 
 
 def test_preview(cli, tmp_path):
-    done = cli("preview", "dataset.train_size=20", "dataset.test_size=5", "images=3", "draws=2", "file=out/grid.png")
+    done = cli(
+        "preview", "dataset.train_size=20", "dataset.test_size=5", "images=3", "draws=2", "augment.local_crops=2", "file=out/grid.png"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "out/grid.png"
     assert (tmp_path / "out" / "grid.png").read_bytes()[:4] == b"\x89PNG"

@@ -178,7 +178,7 @@ class Evaluate(Callback):
         np.savez_compressed(
             self.figures / "data.npz",
             originals=(centre(some, size) * 255).byte().cpu().numpy(),
-            views=np.stack([v for v in shown if v.shape == shown[0].shape], 1),
+            **{f"view_{i}": v for i, v in enumerate(shown)},
             map=(centred @ v[:2].T).cpu().numpy(),
             index=index.numpy(),
             classes=np.array(j.test.classes or [], dtype=str),

@@ -180,14 +180,13 @@ def neighbours(data: dict[str, np.ndarray]) -> Figure | None:
 
 def views(data: dict[str, np.ndarray]) -> Figure | None:
     """Images and what the backbone saw of them while training."""
-    if "views" not in data:
-        return None
-    return view_grid(data["originals"], data["views"])
+    shown = [data[k] for k in sorted((k for k in data if k.startswith("view_")), key=lambda k: int(k[5:]))]
+    return view_grid(data["originals"], shown) if shown else None
 
 
-def view_grid(originals: np.ndarray, augmented: np.ndarray) -> Figure:
-    """originals uint8 [N, 3, S, S] and their views uint8 [N, V, 3, h, w] as a grid of N rows."""
-    rows, count = augmented.shape[:2]
+def view_grid(originals: np.ndarray, augmented: list[np.ndarray]) -> Figure:
+    """originals uint8 [N, 3, S, S] and their views, each uint8 [N, 3, h, w] of any size, as a grid of N rows."""
+    rows, count = len(originals), len(augmented)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             rows, count + 1, figsize=(0.95 * (count + 1), 0.95 * rows), squeeze=False, gridspec_kw={"wspace": 0.08, "hspace": 0.08}
@@ -195,7 +194,7 @@ def view_grid(originals: np.ndarray, augmented: np.ndarray) -> Figure:
     for r in range(rows):
         _picture(axes[r, 0], originals[r], INK)
         for c in range(count):
-            _picture(axes[r, c + 1], augmented[r, c])
+            _picture(axes[r, c + 1], augmented[c][r])
     axes[0, 0].set_title("image", fontsize=9, loc="center")
     for c in range(count):
         axes[0, c + 1].set_title(f"view {c + 1}", fontsize=9, loc="center")
