@@ -1,6 +1,6 @@
 """Short CPU runs of every method on `shapes`: what each learns, and which broken variants are seen to collapse.
 
-    python benchmarks/short_runs.py OUT [--jobs 2] [--epochs 20]
+    python benchmarks/short_runs.py OUT [--jobs 2] [--epochs 12]
 
 Runs what OUT does not hold yet, one process and thread per job, then writes docs/results/short_runs.json and docs/methods.md from it.
 """
@@ -23,11 +23,18 @@ BROKEN = {
     "Barlow Twins without off-diagonal term": ["method=barlow_twins", "method.lambd=0.0"],
     "VICReg without variance term": ["method=vicreg", "method.std_coeff=0.0"],
 }
-COMMON = ["trainer=cpu", "evaluation.every_n_epochs=10", "evaluation.linear.final=false", "evaluation.health_every_n_steps=25"]
+BATCH = 128
+COMMON = [
+    "trainer=cpu",
+    f"batch_size={BATCH}",
+    "evaluation.every_n_epochs=10",
+    "evaluation.linear.final=false",
+    "evaluation.health_every_n_steps=25",
+]
 HEAD = """# Methods in short runs
 
 Written by `python benchmarks/short_runs.py`, from [results/short_runs.json](results/short_runs.json). Backbone `tiny`, dataset `shapes`
-(4,000 images of 32 px, 10 classes), {epochs} epochs of {steps} steps with 256 images, seed 0, final epoch; kNN top-1 with k=20, T=0.07
+(4,000 images of 32 px, 10 classes), {epochs} epochs of {steps} steps with {batch} images, seed 0, final epoch; kNN top-1 with k=20, T=0.07
 against all training images. One thread of a CPU. Such runs show that a method learns; they do not rank methods.
 
 Raw pixels: {raw:.1f} %. Untrained backbone: {untrained:.1f} %.
@@ -76,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=12)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     wanted = jobs(args.epochs)
@@ -92,6 +99,7 @@ def page(found: dict[str, dict]) -> str:
     base = first["baselines"]
     text = HEAD.format(
         epochs=first["epochs"],
+        batch=BATCH,
         steps=first["steps"] // first["epochs"],
         raw=base["raw_pixels"]["knn_top1"],
         untrained=base["untrained"]["knn_top1"],
