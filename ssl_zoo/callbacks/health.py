@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from ssl_zoo.collapse.health import diagnose, effective_rank, feature_std
 
 log = logging.getLogger("ssl_zoo")
+ROWS = 512  # of a batch; singular values of more would take seconds
 
 
 class Health(Callback):
@@ -28,7 +29,7 @@ class Health(Callback):
         if step == self._last or step % self.every_n_steps:
             return
         self._last = step
-        h, z = outputs["features"].detach(), outputs["z"].detach()
+        h, z = (outputs[k].detach()[:ROWS] for k in ("features", "z"))
         numbers = {"feature_std": feature_std(h), "effective_rank": effective_rank(h)}
         module.log_dict({f"train/{k}": v for k, v in (*numbers.items(), ("z_rank", effective_rank(z)))}, batch_size=len(h))
         numbers |= {k: float(outputs[k]) for k in ("teacher_entropy", "marginal_entropy") if k in outputs}

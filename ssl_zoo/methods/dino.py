@@ -81,13 +81,13 @@ class DINO(Method):
 
     def step(self, views: list[Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         (t,) = self.encode(views[:2], self.teacher, together=True)  # [2, B, K]
-        h, s = self.encode(views, self.backbone, self.head, together=True)
+        h, z, s = self.encode(views, self.backbone, *self.head, together=True)
         t = t.to(torch.promote_types(t.dtype, torch.float32))
         with torch.autocast(t.device.type, enabled=False):
             probs = self.assign(t)
         self.center.update(t)
         loss = dino_loss(s, probs, self.student_temp)
-        return {"loss": loss, **assignment_entropies(probs), "features": h[0], "z": s[0]}
+        return {"loss": loss, **assignment_entropies(probs), "features": h[0], "z": z[0]}
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         super().configure_gradient_clipping(*args, **kwargs)
