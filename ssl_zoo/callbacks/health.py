@@ -13,7 +13,7 @@ ROWS = 512  # of a batch; singular values of more would take seconds
 
 
 class Health(Callback):
-    """Every `every_n_steps` optimizer steps: train/feature_std and train/feature_rank of the batch's features, train/z_rank of its
+    """Every `every_n_steps` optimizer steps: train/feature_std and train/effective_rank of the batch's features, train/z_rank of its
     projections. A finding that is there `patience` times in a row is a warning (a uniform teacher, from which DINO starts: three times
     as often); `finding` is the last one that was, until it is gone.
     """
@@ -31,7 +31,9 @@ class Health(Callback):
         self._last = step
         h, z = (outputs[k].detach()[:ROWS] for k in ("features", "z"))
         numbers = {"feature_std": feature_std(h), "effective_rank": effective_rank(h)}
-        module.log_dict({f"train/{k}": v for k, v in (*numbers.items(), ("z_rank", effective_rank(z)))}, batch_size=len(h))
+        metrics = {f"train/{k}": v for k, v in (*numbers.items(), ("z_rank", effective_rank(z)))}
+        for logger in trainer.loggers:  # module.log would repeat them in the rows of later steps
+            logger.log_metrics(metrics, step=step - 1)
         numbers |= {k: float(outputs[k]) for k in ("teacher_entropy", "marginal_entropy") if k in outputs}
         found = diagnose(numbers, h.shape[1], len(h))
         self._seen = self._seen + 1 if found else 0
