@@ -50,6 +50,6 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def update(self, *parts: nn.Module, momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student, for every parameter; buffers are the teacher's own."""
-        mine = list(self.network.parameters())
+        mine: list[Tensor] = list(self.network.parameters())
         student = [p for part in parts for p in part.parameters()]
         torch._foreach_lerp_(mine, [p.to(m.dtype) for p, m in zip(student, mine, strict=True)], 1.0 - momentum)

@@ -88,7 +88,7 @@ def _with_patches(name: str, image_size: int, patch_size: int | str | None, pret
     else:
         model = _timm(name, pretrained, kwargs)
     embed = model.patch_embed
-    patch = getattr(embed, "patch_size", None) or getattr(getattr(embed, "proj", None), "stride", 1)
+    patch: Any = getattr(embed, "patch_size", None) or getattr(getattr(embed, "proj", None), "stride", 1)
     patch = patch[0] if isinstance(patch, (tuple, list)) else patch
     if image_size % patch:
         raise UserError(
@@ -126,7 +126,7 @@ def _checked(model: nn.Module, name: str, image_size: int) -> nn.Module:
     out = try_size(model, name, image_size, "set dataset.image_size")
     if out.dim() != 2:
         raise UserError(f"{name} gives features of shape {list(out.shape)} instead of one vector per image: choose another backbone.")
-    model.num_features = out.shape[1]
+    model.num_features = out.shape[1]  # type: ignore[assignment]
     return model
 
 

@@ -95,10 +95,12 @@ class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(input)
         g, c = self.groups, input.shape[1]
         side_by_side = input.unflatten(0, (g, -1)).transpose(0, 1).flatten(1, 2)  # [B / g, g C, ...]: a group is a set of channels
-        stats = [None if s is None else s.repeat(g) for s in (self.running_mean, self.running_var, self.weight, self.bias)]
-        out = F.batch_norm(side_by_side, *stats, training=True, momentum=self.momentum or 0.0, eps=self.eps)
+        mean, var, weight, bias = (
+            None if s is None else s.repeat(g) for s in (self.running_mean, self.running_var, self.weight, self.bias)
+        )
+        out = F.batch_norm(side_by_side, mean, var, weight, bias, True, self.momentum or 0.0, self.eps)
         with torch.no_grad():
-            for buffer, parts in zip((self.running_mean, self.running_var), stats[:2], strict=True):
+            for buffer, parts in ((self.running_mean, mean), (self.running_var, var)):
                 if buffer is not None and parts is not None:
                     buffer.copy_(parts.view(g, c).mean(0))
             if self.num_batches_tracked is not None:
@@ -110,7 +112,8 @@ def group_batchnorm(module: nn.Module, groups: int) -> nn.Module:
     """Make every BatchNorm of `module` use the statistics of `groups` parts of the batch; changes `module` and returns it."""
     for m in module.modules() if groups > 1 else ():
         if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-            m.__class__, m.groups = GroupedBatchNorm, groups
+            m.__class__ = GroupedBatchNorm
+            m.groups = groups  # type: ignore[assignment]
         elif isinstance(m, nn.modules.batchnorm._BatchNorm):
             raise UserError(f"The backbone's {type(m).__name__} cannot take statistics over parts of a batch: set method.bn_groups=1.")
     return module

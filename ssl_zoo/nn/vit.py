@@ -35,7 +35,8 @@ def fix_positions_and_patches(backbone: nn.Module) -> nn.Module:
     positions = sine_cosine_positions(height, width, dim)
     net.pos_embed = nn.Parameter(torch.cat([torch.zeros(tokens, dim), positions])[None], requires_grad=False)
     projection = net.patch_embed.proj
-    nn.init.uniform_(projection.weight, *((s * math.sqrt(6 / (projection.weight[0].numel() + dim))) for s in (-1, 1)))
+    bound = math.sqrt(6 / (projection.weight[0].numel() + dim))
+    nn.init.uniform_(projection.weight, -bound, bound)
     if projection.bias is not None:
         nn.init.zeros_(projection.bias)
     nn.init.normal_(net.cls_token, std=1e-6)
