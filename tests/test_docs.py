@@ -1,11 +1,14 @@
 """What the README shows is what was measured, and its commands are those that are checked."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMOKE, command
 
 from ssl_zoo.cli import split_options
 from ssl_zoo.config import compose, expand
@@ -46,3 +49,24 @@ def test_every_command_composes(line, tmp_path, monkeypatch):
         assert len(expand(words)) > 1
     else:
         assert compose({"preview": "preview", "eval": "eval"}.get(verb, "train"), words)
+
+
+@pytest.mark.slow
+def test_the_example_of_an_own_method_runs(tmp_path):
+    example = ROOT / "docs" / "examples" / "nnclr"
+    done = command("--config-dir", str(example / "conf"), "method=nnclr", "trust=[nnclr]", *SMOKE, "method.queue_size=100",
+                   "augment.local_crops=1", "run=r", cwd=tmp_path, PYTHONPATH=f"{ROOT}:{example}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{example}"}
+    pytest_words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "."]
+    assert subprocess.run(pytest_words, cwd=example, env=env, capture_output=True).returncode == 0
+
+
+def test_the_table_of_short_runs_is_that_of_its_results():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import short_runs
+
+    found = json.loads((ROOT / "docs/results/short_runs.json").read_text())
+    assert (ROOT / "docs/methods.md").read_text() == short_runs.page(found)
+    for method in short_runs.METHODS:
+        assert found[method]["verdict"].startswith("Healthy")

@@ -1,4 +1,4 @@
-"""The loss against its formula, and a short run through the command."""
+"""The loss against its formula, written another way."""
 
 import math
 
