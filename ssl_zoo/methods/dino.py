@@ -46,6 +46,7 @@ class DINO(Method):
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
         out_dim: int = 65536,
+        head_bn: bool = False,
         norm_last_layer: bool = True,
         student_temp: float = 0.1,
         teacher_temp: float = 0.04,
@@ -60,7 +61,7 @@ class DINO(Method):
         **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
-        head = mlp(backbone.num_features, hidden_dim, bottleneck_dim, 3, False, True, last_bias=True, activation=nn.GELU, init_std=0.02)
+        head = mlp(backbone.num_features, hidden_dim, bottleneck_dim, 3, head_bn, True, last_bias=True, activation=nn.GELU, init_std=0.02)
         self.head = nn.Sequential(head, Prototypes(bottleneck_dim, out_dim, fixed_length=norm_last_layer))
         self.teacher = Teacher(self.backbone, self.head)
         self.center = Center(out_dim, center_momentum)
