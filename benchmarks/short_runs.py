@@ -84,9 +84,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--finished", action="store_true", help="collect what OUT holds, run nothing")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     wanted = jobs(args.epochs)
+    if args.finished:
+        wanted = {k: v for k, v in wanted.items() if (args.out / k.replace(" ", "_") / "summary.json").is_file()}
     with ThreadPoolExecutor(args.jobs) as pool:
         found = dict(zip(wanted, pool.map(lambda n: run(args.out, n, wanted[n]), wanted), strict=True))
     (ROOT / "docs/results").mkdir(exist_ok=True)
@@ -110,8 +113,8 @@ def page(found: dict[str, dict]) -> str:
         knns = [f"{x['final']['knn_top1']:.1f} %" for x in (a, b)]
         verdicts = "; ".join(dict.fromkeys(x["verdict"].partition(":")[0] for x in (a, b)))
         text += f"| {m} | {knns[0]} | {ranks[0]} | {knns[1]} | {ranks[1]} | {verdicts} |\n"
-    text += COLLAPSE
-    for name in BROKEN:
+    text += COLLAPSE if any(name in found for name in BROKEN) else ""
+    for name in (n for n in BROKEN if n in found):
         x = found[name]
         steps = [w.partition(":")[0].removeprefix("step ") for w in x["warnings"] if w.startswith("step ")]
         h = x["health"]

@@ -13,9 +13,9 @@ ROWS = 512  # of a batch; singular values of more would take seconds
 
 
 class Health(Callback):
-    """Every `every_n_steps` optimizer steps: train/feature_std and train/effective_rank of the batch's features, train/z_rank of its
-    projections. A finding that is there `patience` times in a row is a warning (a uniform teacher, from which DINO starts: three times
-    as often); `finding` is the last one that was, until it is gone.
+    """Every `every_n_steps` optimizer steps: train/feature_std and train/effective_rank of the batch's features, train/z_std and
+    train/z_rank of its projections. A finding that is there `patience` times in a row is a warning (a uniform teacher, from which DINO
+    starts: three times as often); `finding` is the last one that was, until it is gone.
     """
 
     def __init__(self, every_n_steps: int = 50, patience: int = 2) -> None:
@@ -30,11 +30,11 @@ class Health(Callback):
             return
         self._last = step
         h, z = (outputs[k].detach()[:ROWS] for k in ("features", "z"))
-        numbers = {"feature_std": feature_std(h), "effective_rank": effective_rank(h)}
+        numbers = {"feature_std": feature_std(h), "effective_rank": effective_rank(h), "z_std": feature_std(z)}
         metrics = {f"train/{k}": v for k, v in (*numbers.items(), ("z_rank", effective_rank(z)))}
         for logger in trainer.loggers:  # module.log would repeat them in the rows of later steps
             logger.log_metrics(metrics, step=step - 1)
-        numbers |= {k: float(outputs[k]) for k in ("teacher_entropy", "marginal_entropy") if k in outputs}
+        numbers |= {k: float(outputs[k]) for k in ("teacher_entropy", "prototypes_used") if k in outputs}
         found = diagnose(numbers, h.shape[1], len(h))
         self._seen = self._seen + 1 if found else 0
         enough = self.patience * (3 if found and "uniform" in found else 1)

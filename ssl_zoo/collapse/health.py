@@ -41,12 +41,14 @@ def uniformity(h: Tensor) -> float:
 def assignment_entropies(probs: Tensor) -> dict[str, Tensor]:
     """Two entropies of a teacher's probabilities [..., K] as shares of ln K. "teacher_entropy", of each image: 1 when the teacher is
     uniform and so tells nothing. "marginal_entropy", of their mean over images: 0 when every image gets the same prototype.
+    "prototypes_used" is exp of the latter entropy, from 1 to K.
     """
 
     def entropy(p: Tensor) -> Tensor:
         return -(p * p.clamp_min(1e-12).log()).sum(-1).mean() / math.log(p.shape[-1])
 
-    return {"teacher_entropy": entropy(probs), "marginal_entropy": entropy(probs.flatten(0, -2).mean(0))}
+    marginal = entropy(probs.flatten(0, -2).mean(0))
+    return {"teacher_entropy": entropy(probs), "marginal_entropy": marginal, "prototypes_used": probs.shape[-1] ** marginal}
 
 
 def measure(h: Tensor, h1: Tensor, h2: Tensor) -> dict[str, float]:
@@ -60,6 +62,7 @@ def measure(h: Tensor, h1: Tensor, h2: Tensor) -> dict[str, float]:
 
 
 CAUSES = {
+    "projections": "a missing predictor, teacher, stop-gradient or variance term",
     "constant": "a missing stop-gradient, predictor, teacher or variance term, or a learning rate that is too high",
     "dimensional": "no term that decorrelates or spreads, or augmentations that leave a shortcut",
     "uniform": "no sharpening: the teacher's temperature is too high against the student's",
@@ -70,21 +73,25 @@ CAUSES = {
 def diagnose(numbers: dict[str, float], dim: int, samples: int) -> str | None:
     """What is wrong with features of width `dim`, in one sentence that names the likely cause; None when nothing is.
 
-    numbers: "feature_std" and "effective_rank" of `samples` features; where there is a teacher that assigns prototypes, also
-    "teacher_entropy" and "marginal_entropy".
+    numbers: "feature_std" and "effective_rank" of `samples` features; "z_std", the spread of projections, where they are known; and
+    "teacher_entropy" and "prototypes_used" where a teacher assigns prototypes.
     """
     std, rank = numbers["feature_std"], numbers["effective_rank"]
     if math.isnan(std) or math.isnan(rank):
         return "Broken: the features are not numbers (NaN); lower the learning rate."
     if samples < 8:
         return f"Unclear: {samples} images are too few to tell whether the features have collapsed."
-    if numbers.get("marginal_entropy", 1.0) < 0.05:
-        return f"Collapsed: the teacher gives every image the same prototype. Likely cause: {CAUSES['one prototype']}."
+    if numbers.get("prototypes_used", math.inf) < 3:
+        used = f"{numbers['prototypes_used']:.1f}"
+        return f"Collapsed: the teacher gives all images the same few prototypes (about {used}). Likely cause: {CAUSES['one prototype']}."
     if numbers.get("teacher_entropy", 0.0) > 0.99:
         return f"Collapsed: the teacher is uniform and teaches nothing, the loss stays at ln K. Likely cause: {CAUSES['uniform']}."
     if std < 0.05:
         what = f"every image gets nearly the same features (spread {std:.3f}, healthy is near 1)"
         return f"Collapsed: {what}. Likely cause: {CAUSES['constant']}."
+    if numbers.get("z_std", 1.0) < 0.05:
+        what = f"every image gets nearly the same projection (spread {numbers['z_std']:.3f}, healthy is near 1)"
+        return f"Collapsed: {what}. Likely cause: {CAUSES['projections']}."
     if rank < max(2.0, 0.01 * min(dim, samples)):
         return f"Dimensional collapse: the features use about {rank:.1f} of {dim} dimensions. Likely cause: {CAUSES['dimensional']}."
     return None
