@@ -220,7 +220,7 @@ def check_located(config: dict, slot: str, trust: Iterable[str]) -> None:
         except (ImportError, AttributeError, ValueError) as e:
             raise UserError(f"{key}={target} names nothing that exists; check its spelling.") from e
         home = f"{getattr(found, '__module__', None) or ''}."
-        if any(home.startswith(f"{p}.") for p in (ROOMS.get(slot, "ssl_zoo.augment"), *trust)):
+        if any(home.startswith(f"{p}.") for p in (ROOMS[slot], *trust)):
             continue
         if not (isinstance(found, type) and issubclass(found, nn.Module) and any(home.startswith(f"{p}.") for p in TRUSTED)):
             raise UserError(f"{key}={target} cannot be a {slot} or a part of one, so it is not called.")

@@ -48,6 +48,15 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("SSL_ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tensors so small that threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def needs(folder: str) -> Path:
     """The path of a real data set; skips the test where it is absent."""
     if not (REAL / folder).is_dir():

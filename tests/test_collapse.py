@@ -22,13 +22,7 @@ same = torch.testing.assert_close
 HALF = [torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors are slow to share between threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Drops(nn.Module):

@@ -33,13 +33,7 @@ from ssl_zoo.nn.batchnorm import GlobalBatchNorm, synchronise
 SLOW_IMPORTS = ["torch", "timm", "kornia", "lightning.pytorch"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The nets are tiny: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=[2, 4])

@@ -63,13 +63,7 @@ METHODS = {
 WITH_TEACHER = ("moco", "moco_v3", "byol", "dino")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The nets are tiny: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Net(nn.Sequential):

@@ -35,7 +35,7 @@ class Stop(Callback):
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
-            raise Stopped("Stopped at once; the last finished epoch is saved.")
+            raise Stopped("Stopped at once; nothing since the last checkpoint is saved.")
         self.asked = True
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:

@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from timm.layers import build_sincos2d_pos_embed
+from torch import nn
 
 from ssl_zoo.errors import UserError
 
@@ -12,16 +13,6 @@ from ssl_zoo.errors import UserError
 def is_vit(backbone: nn.Module) -> bool:
     """Whether a backbone is a plain vision transformer: patches, one class token, learned positions."""
     return all(hasattr(backbone, name) for name in ("patch_embed", "pos_embed", "cls_token", "blocks"))
-
-
-def sine_cosine_positions(height: int, width: int, dim: int, temperature: float = 10000.0) -> Tensor:
-    """Two-dimensional positions [height * width, dim] of a grid: a quarter of the dimensions each for sin x, cos x, sin y, cos y."""
-    if dim % 4:
-        raise UserError(f"Sine-cosine positions need a width that is a multiple of 4, not {dim}: set method.vit=false.")
-    omega = temperature ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    y, x = torch.meshgrid(torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij")
-    parts = [f(axis.flatten()[:, None] * omega) for axis in (x, y) for f in (torch.sin, torch.cos)]
-    return torch.cat(parts, 1).float()
 
 
 def fix_positions_and_patches(backbone: nn.Module) -> nn.Module:
@@ -32,7 +23,9 @@ def fix_positions_and_patches(backbone: nn.Module) -> nn.Module:
     height, width = net.patch_embed.grid_size
     dim = net.pos_embed.shape[-1]
     tokens = net.pos_embed.shape[1] - height * width  # the class token, where it has a position
-    positions = sine_cosine_positions(height, width, dim)
+    if dim % 4:
+        raise UserError(f"Sine-cosine positions need a width that is a multiple of 4, not {dim}: set method.vit=false.")
+    positions = build_sincos2d_pos_embed([height, width], dim)
     net.pos_embed = nn.Parameter(torch.cat([torch.zeros(tokens, dim), positions])[None], requires_grad=False)
     projection = net.patch_embed.proj
     bound = math.sqrt(6 / (projection.weight[0].numel() + dim))
