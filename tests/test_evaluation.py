@@ -140,6 +140,8 @@ def test_health_numbers_know_the_extremes():
         (0.9, 60, {}, "Healthy"),
         (0.9, 60, {"teacher_entropy": 0.6, "prototypes_used": 90.0, "z_std": 0.6}, "Healthy"),
         (0.9, 60, {"z_std": 0.01}, "Collapsed: every image gets nearly the same projection .* predictor"),
+        (0.9, 60, {"z_std": 0.9, "z_rank": 1.4}, "Dimensional collapse: the projections .* 1.4 dimensions .* stop-gradient"),
+        (0.9, 60, {"z_std": 0.9, "embedding_std": 0.01}, "Collapsed: projections shrink to a point .* variance term"),
         (0.001, 60, {}, "Collapsed: every image .* stop-gradient"),
         (0.7, 1.2, {}, "Dimensional collapse: .* 1.2 of 256"),
         (float("nan"), 60, {}, "Broken"),

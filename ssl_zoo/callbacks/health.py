@@ -15,12 +15,13 @@ ROWS = 512  # of a batch; singular values of more would take seconds
 class Health(Callback):
     """Every `every_n_steps` optimizer steps: train/feature_std and train/effective_rank of the batch's features, train/z_std and
     train/z_rank of its projections. A finding that is there `patience` times in a row is a warning (a uniform teacher, from which DINO
-    starts: three times as often); `finding` is the last one that was, until it is gone.
+    starts: three times as often); `finding` is the last one that was, until it is gone. `projections` are the last numbers of those.
     """
 
     def __init__(self, every_n_steps: int = 50, patience: int = 2) -> None:
         self.every_n_steps, self.patience = every_n_steps, patience
         self.finding: str | None = None
+        self.projections: dict[str, float] = {}
         self.warned: set[str] = set()
         self._seen, self._last = 0, -1
 
@@ -30,11 +31,11 @@ class Health(Callback):
             return
         self._last = step
         h, z = (outputs[k].detach()[:ROWS] for k in ("features", "z"))
-        numbers = {"feature_std": feature_std(h), "effective_rank": effective_rank(h), "z_std": feature_std(z)}
-        metrics = {f"train/{k}": v for k, v in (*numbers.items(), ("z_rank", effective_rank(z)))}
+        self.projections = {"z_std": feature_std(z), "z_rank": effective_rank(z)}
+        numbers = {"feature_std": feature_std(h), "effective_rank": effective_rank(h), **self.projections}
         for logger in trainer.loggers:  # module.log would repeat them in the rows of later steps
-            logger.log_metrics(metrics, step=step - 1)
-        numbers |= {k: float(outputs[k]) for k in ("teacher_entropy", "prototypes_used") if k in outputs}
+            logger.log_metrics({f"train/{k}": v for k, v in numbers.items()}, step=step - 1)
+        numbers |= {k: float(outputs[k]) for k in ("embedding_std", "teacher_entropy", "prototypes_used") if k in outputs}
         found = diagnose(numbers, h.shape[1], len(h))
         self._seen = self._seen + 1 if found else 0
         enough = self.patience * (3 if found and "uniform" in found else 1)
@@ -45,7 +46,8 @@ class Health(Callback):
             log.warning("step %d: %s", step, self.finding)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": self._seen, "finding": self.finding, "warned": sorted(self.warned)}
+        return {"seen": self._seen, "finding": self.finding, "projections": self.projections, "warned": sorted(self.warned)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._seen, self.finding, self.warned = state["seen"], state["finding"], set(state["warned"])
+        self._seen, self.finding, self.projections = state["seen"], state["finding"], state["projections"]
+        self.warned = set(state["warned"])

@@ -67,14 +67,17 @@ CAUSES = {
     "dimensional": "no term that decorrelates or spreads, or augmentations that leave a shortcut",
     "uniform": "no sharpening: the teacher's temperature is too high against the student's",
     "one prototype": "no centering: the center follows too slowly (method.center_momentum near 1) or not at all",
+    "narrow projections": "a missing stop-gradient, or no term that makes dimensions differ",
+    "shrunk": "a variance term that is missing or too weak (method.std_coeff)",
 }
 
 
 def diagnose(numbers: dict[str, float], dim: int, samples: int) -> str | None:
     """What is wrong with features of width `dim`, in one sentence that names the likely cause; None when nothing is.
 
-    numbers: "feature_std" and "effective_rank" of `samples` features; "z_std", the spread of projections, where they are known; and
-    "teacher_entropy" and "prototypes_used" where a teacher assigns prototypes.
+    numbers: "feature_std" and "effective_rank" of `samples` features. Where they are known: "z_std" and "z_rank", the same two of
+    projections; "embedding_std", the standard deviation of projections whose length the loss sees; "teacher_entropy" and
+    "prototypes_used" of a teacher that assigns prototypes.
     """
     std, rank = numbers["feature_std"], numbers["effective_rank"]
     if math.isnan(std) or math.isnan(rank):
@@ -92,6 +95,12 @@ def diagnose(numbers: dict[str, float], dim: int, samples: int) -> str | None:
     if numbers.get("z_std", 1.0) < 0.05:
         what = f"every image gets nearly the same projection (spread {numbers['z_std']:.3f}, healthy is near 1)"
         return f"Collapsed: {what}. Likely cause: {CAUSES['projections']}."
+    if numbers.get("embedding_std", 1.0) < 0.05:
+        what = f"projections shrink to a point (standard deviation {numbers['embedding_std']:.3f}, the loss aims at 1)"
+        return f"Collapsed: {what}. Likely cause: {CAUSES['shrunk']}."
+    if numbers.get("z_rank", math.inf) < 2:
+        what = f"the projections vary along about {numbers['z_rank']:.1f} dimensions only"
+        return f"Dimensional collapse: {what}. Likely cause: {CAUSES['narrow projections']}."
     if rank < max(2.0, 0.01 * min(dim, samples)):
         return f"Dimensional collapse: the features use about {rank:.1f} of {dim} dimensions. Likely cause: {CAUSES['dimensional']}."
     return None

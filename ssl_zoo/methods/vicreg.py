@@ -59,4 +59,4 @@ class VICReg(Method):
         h, z = self.encode(views, self.backbone, self.projector)
         pairs = self.undirected_pairs(len(views))
         loss = sum(vicreg_loss(z[u], z[v], *self.coefficients) for u, v in pairs) / len(pairs)
-        return {"loss": loss, "features": h[0], "z": z[0]}
+        return {"loss": loss, "embedding_std": z[0].detach().float().std(0).mean(), "features": h[0], "z": z[0]}
