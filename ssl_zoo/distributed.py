@@ -36,7 +36,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
+        grad = grad.contiguous().clone()  # autograd's own may be another tensor's gradient too
         dist.all_reduce(grad)
         return grad.chunk(world_size())[rank()]
 

@@ -138,15 +138,26 @@ def test_health_numbers_know_the_extremes():
     ("std", "rank", "others", "words"),
     [
         (0.9, 60, {}, "Healthy"),
-        (0.9, 60, {"teacher_entropy": 0.6, "prototypes_used": 90.0, "z_std": 0.6}, "Healthy"),
+        (0.9, 60, {"teacher_entropy": 0.6, "marginal_entropy": 0.9, "prototypes_used": 90.0, "z_std": 0.6}, "Healthy"),
         (0.9, 60, {"z_std": 0.01}, "Collapsed: every image gets nearly the same projection .* predictor"),
         (0.9, 60, {"z_std": 0.9, "z_rank": 1.4}, "Dimensional collapse: the projections .* 1.4 dimensions .* stop-gradient"),
         (0.9, 60, {"z_std": 0.9, "embedding_std": 0.01}, "Collapsed: projections shrink to a point .* variance term"),
         (0.001, 60, {}, "Collapsed: every image .* stop-gradient"),
         (0.7, 1.2, {}, "Dimensional collapse: .* 1.2 of 256"),
         (float("nan"), 60, {}, "Broken"),
-        (0.9, 60, {"teacher_entropy": 0.999, "prototypes_used": 250.0}, "Collapsed: the teacher is uniform .* sharpening"),
-        (0.9, 60, {"teacher_entropy": 0.0, "prototypes_used": 2.0}, "Collapsed: .* same few prototypes .* centering"),
+        (
+            0.9,
+            60,
+            {"teacher_entropy": 0.999, "marginal_entropy": 0.999, "prototypes_used": 250.0},
+            "Collapsed: the teacher is uniform .* sharpening",
+        ),
+        (0.9, 60, {"teacher_entropy": 0.2, "marginal_entropy": 1.0, "prototypes_used": 2.0}, "Healthy"),  # of two
+        (
+            0.9,
+            60,
+            {"teacher_entropy": 0.0, "marginal_entropy": 0.1, "prototypes_used": 2.0},
+            "Collapsed: .* same few prototypes .* centering",
+        ),
     ],
 )
 def test_every_kind_of_collapse_is_named_with_its_likely_cause(std, rank, others, words):

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import lightning.pytorch as L
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import yaml
@@ -26,13 +27,16 @@ from torch import nn
 
 from ssl_zoo.augment.kornia_engine import KorniaEngine, operations
 from ssl_zoo.augment.spec import resolve, resolve_all
+from ssl_zoo.callbacks.health import Health
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.callbacks.stop import Place
+from ssl_zoo.collapse.centering import sinkhorn
 from ssl_zoo.collapse.health import assignment_entropies, effective_rank, feature_std, verdict
 from ssl_zoo.collapse.teacher import Teacher
 from ssl_zoo.config import conf_dir
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.loader import Loader
+from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.features import extract
 from ssl_zoo.methods.barlow_twins import BarlowTwins, barlow_twins_loss
 from ssl_zoo.methods.base import Method
@@ -46,6 +50,7 @@ from ssl_zoo.methods.vicreg import VICReg, vicreg_loss
 from ssl_zoo.nn.backbones import create
 from ssl_zoo.nn.heads import Prototypes
 from ssl_zoo.nn.numerics import unit
+from ssl_zoo.nn.vit import is_vit, moco_v3_vit
 from ssl_zoo.optim.build import build_optimizer
 from ssl_zoo.optim.schedules import cosine
 
@@ -257,6 +262,19 @@ def test_07_a_resumed_run_takes_the_steps_of_the_uninterrupted_one(interrupted, 
         assert torch.equal(value, b[key]), key
 
 
+def test_07_what_a_network_drops_at_random_is_the_same_after_a_resume(tmp_path):
+    class Drops(Net):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+    torch.manual_seed(0)
+    first = fit(make("simclr", Drops()), epochs=3, save={6: tmp_path / "6.ckpt"})
+    torch.manual_seed(1)
+    second = fit(make("simclr", Drops()), epochs=3, ckpt=tmp_path / "6.ckpt")
+    assert second.losses == first.losses[6:]
+    assert len(set(first.losses)) == 12
+
+
 def test_07_where_the_queue_stands_is_saved(interrupted):
     _, whole, _, again = interrupted("moco")
     assert int(whole.queue.pointer) == int(again.queue.pointer) == (12 * 4) % 14
@@ -431,7 +449,7 @@ def test_18_the_center_follows_raw_outputs_after_the_loss():
 def test_19_the_teacher_sees_global_views_only():
     for name, wanted in (("dino", [12]), ("moco", [6]), ("moco_v3", [6, 6]), ("byol", [6, 6])):
         method, seen = make(name), []
-        method.teacher.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].shape))
+        method.teacher.network[0].register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].shape))
         method.step(two_views(local_crops=3), {})
         assert seen == [(n, 3, 8, 8) for n in wanted], name
 
@@ -488,6 +506,36 @@ def test_21_gradients_are_clipped_each_by_itself():
     fit(method, When("on_train_start", measure), When("on_after_backward", put), batches=1, epochs=1)
     assert sorted(norms[0].tolist())[-2:] == pytest.approx([3.0, 3.0], rel=1e-4)
     assert float(norms[0].norm()) == pytest.approx(18**0.5, rel=1e-4)  # 4.24, not 3
+
+
+def test_22_dinos_head_begins_with_small_weights_and_no_bias():
+    """With PyTorch's biases, weights of 0.02 would give every image the same projection, and a teacher that is uniform."""
+    torch.manual_seed(0)
+    net = Net()
+    net.num_features = 256
+    head = DINO(net, hidden_dim=512, bottleneck_dim=64, out_dim=1024).head
+    for layer in (m for m in head[0] if isinstance(m, nn.Linear)):
+        assert float(layer.weight.std()) == pytest.approx(0.02, rel=0.02)
+        assert not layer.bias.any()
+    assert float(head[1].weight_v.std()) == pytest.approx(1 / math.sqrt(3 * 64), rel=0.02)  # nn.Linear's own
+
+
+def test_22_sinkhorn_shares_out_the_images_of_both_views_at_once():
+    method = make("dino", assignment="sinkhorn", teacher_temp_start=0.05)
+    logits = torch.randn(2, 6, METHODS["dino"][1]["out_dim"], generator=torch.Generator().manual_seed(0))
+    method.steps_done, method.steps_total = 0, 1
+    assert torch.equal(method.assign(logits), sinkhorn(logits.flatten(0, 1), 0.05).view_as(logits))
+    assert not method.center.value.any()
+
+
+def test_22_dinos_features_are_those_of_the_network_that_is_judged():
+    method = make("dino")
+    with torch.no_grad():
+        for p in method.backbone.parameters():
+            p.add_(1.0)
+    views = two_views(1)
+    both = copy.deepcopy(method.evaluated)(torch.cat(views[:2]))
+    torch.testing.assert_close(method.step(views, {})["features"], both[:6])
 
 
 @pytest.mark.parametrize("frozen", [1, 2])
@@ -658,6 +706,15 @@ def test_31_shuffling_takes_queries_and_keys_through_different_statistics():
     assert not torch.allclose(method.keys(x, 1), straight, atol=1e-3)
 
 
+def test_31_groups_are_of_the_training_batch_only():
+    method = make("moco", bn_groups=4).eval()
+    assert method.backbone(torch.randn(5, 3, 8, 8)).shape == (5, 12)
+    with pytest.raises(UserError, match=r"cut into method\.bn_groups=4 parts"):
+        method.train().backbone(torch.randn(5, 3, 8, 8))
+    with pytest.raises(UserError, match="has none: set it to 1"):
+        make("moco", Flat(), bn_groups=4)
+
+
 # ---------------------------------------------------------------------------------------------- 32, 33: half precision
 HALF = [torch.float16, torch.bfloat16]
 
@@ -792,6 +849,21 @@ def test_44_every_batch_draws_views_of_its_own():
 
 
 # ---------------------------------------------------------------------------------------------- 45 to 48, 52: backbones
+def test_45_moco_v3_draws_a_transformer_as_the_official_code_does():
+    """Xavier-uniform, q, k and v each a matrix of its own: standard deviation sqrt(2 / (in + out)), biases zero."""
+    net = VisionTransformer(img_size=16, patch_size=4, embed_dim=192, depth=1, num_heads=3, num_classes=0)
+    names = dict(moco_v3_vit(net).named_parameters())
+    for name, out in (("attn.qkv", 192), ("attn.proj", 192), ("mlp.fc1", 768), ("mlp.fc2", 768)):
+        assert float(names[f"blocks.0.{name}.weight"].std()) == pytest.approx(math.sqrt(2 / (192 + out)), rel=0.02)
+        assert not names[f"blocks.0.{name}.bias"].any()
+    assert float(names["patch_embed.proj.weight"].std()) == pytest.approx(math.sqrt(2 / (48 + 192)), rel=0.05)
+    net.pretrained = True
+    with pytest.raises(UserError, match="would lose the pretrained ones"):
+        make("moco_v3", net)
+    for name in ("vit_little_patch16_reg1_gap_256", "xcit_nano_12_p16_224"):  # no class token; patches of another kind
+        assert not is_vit(timm.create_model(name, num_classes=0))
+
+
 def test_45_patches_and_positions_of_moco_v3_never_move():
     method = make("moco_v3", vit(), optimizer=optimizer_config("adamw", weight_decay=0.5, base_lr=0.5, warmup_epochs=0))
     names = ("patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed")
@@ -866,3 +938,28 @@ def test_52_positions_are_resampled_to_the_grid_of_the_image():
             assert seen[-1].shape[1] == (size // 16) ** 2 + 1
             assert patches.shape[1] == (size // 16) ** 2
         torch.testing.assert_close(seen[-1][:, 1:], patches + model.pos_embed[:, 1:], rtol=0, atol=1e-6)  # as they are
+
+
+def test_health_is_measured_after_optimizer_steps_only():
+    watch, steps = Health(every_n_steps=1), []
+    seen = When("on_train_batch_end", lambda trainer, module: steps.append((trainer.global_step, bool(watch.projections), watch._last)))
+    fit(make("simclr"), watch, seen, accumulate=2, epochs=1)
+    assert steps == [(0, False, 0), (1, True, 1), (1, True, 1), (2, True, 2)]
+
+
+def test_a_warning_needs_the_same_finding_again(caplog):
+    watch = Health(every_n_steps=1)
+    features = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    constant, line = torch.ones(64, 8), torch.linspace(-1, 1, 64)[:, None] * torch.ones(8)
+
+    def see(step, z):
+        trainer = SimpleNamespace(global_step=step, loggers=[], is_global_zero=True)
+        watch.on_train_batch_end(trainer, None, {"features": features, "z": z}, {}, 0)
+        return watch.finding
+
+    assert [see(1, constant), see(2, line), see(3, constant), see(4, features)] == [None] * 4
+    assert see(5, line) is None
+    assert see(6, line + 0.01 * features) is not None  # the same in other numbers
+    assert len(caplog.records) == 1
+    assert "projections vary along" in caplog.text
+    assert see(7, features) is None

@@ -117,9 +117,9 @@ class Evaluate(Callback):
                 metrics["eval/online_linear_top1"] = accuracy(self.probe.scores(queries[known]), j.test.labels[j.test.labelled])
         self.health = measure(queries[spread(len(queries), min(SAMPLE, len(queries)))], *self.view_features(module))
         metrics.update({f"health/{k}": v for k, v in self.health.items()})
-        self.health |= self.watch.projections  # of a training batch; the rest is of un-augmented test images
         self.history.append({"epoch": epoch, **metrics})
         self.verdict = self.watch.finding or verdict(self.health, queries.shape[1], min(len(queries), SAMPLE))
+        self.health |= self.watch.projections  # of the last training batch that was watched, the rest is of test images
         self.seconds += time.perf_counter() - start
         return metrics, bank, queries
 

@@ -1,6 +1,7 @@
 """Watches for collapse while a method trains, and says so once, with the likely cause."""
 
 import logging
+import re
 from typing import Any
 
 import lightning.pytorch as L
@@ -9,13 +10,14 @@ from lightning.pytorch.callbacks import Callback
 from ssl_zoo.collapse.health import diagnose, effective_rank, feature_std
 
 log = logging.getLogger("ssl_zoo")
+RETURNED = ("embedding_std", "teacher_entropy", "marginal_entropy", "prototypes_used")  # what a method's step may return
 ROWS = 512  # of a batch; singular values of more would take seconds
 
 
 class Health(Callback):
     """Every `every_n_steps` optimizer steps: train/feature_std and train/effective_rank of the batch's features, train/z_std and
-    train/z_rank of its projections. A finding that is there `patience` times in a row is a warning (a uniform teacher, from which DINO
-    starts: three times as often); `finding` is the last one that was, until it is gone. `projections` are the last numbers of those.
+    train/z_rank of its projections, the last of which are kept as `projections`. A finding that is there `patience` times in a row is a
+    warning; `finding` is the last one that was, until it is gone.
     """
 
     def __init__(self, every_n_steps: int = 50, patience: int = 2) -> None:
@@ -23,11 +25,11 @@ class Health(Callback):
         self.finding: str | None = None
         self.projections: dict[str, float] = {}
         self.warned: set[str] = set()
-        self._seen, self._last = 0, -1
+        self._kind, self._seen, self._last = "", 0, 0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        if step == self._last or step % self.every_n_steps:
+        if step in (0, self._last) or step % self.every_n_steps:
             return
         self._last = step
         h, z = (outputs[k].detach()[:ROWS] for k in ("features", "z"))
@@ -35,19 +37,25 @@ class Health(Callback):
         numbers = {"feature_std": feature_std(h), "effective_rank": effective_rank(h), **self.projections}
         for logger in trainer.loggers:  # module.log would repeat them in the rows of later steps
             logger.log_metrics({f"train/{k}": v for k, v in numbers.items()}, step=step - 1)
-        numbers |= {k: float(outputs[k]) for k in ("embedding_std", "teacher_entropy", "prototypes_used") if k in outputs}
+        numbers |= {k: float(outputs[k]) for k in RETURNED if k in outputs}
         found = diagnose(numbers, h.shape[1], len(h))
-        self._seen = self._seen + 1 if found else 0
-        enough = self.patience * (3 if found and "uniform" in found else 1)
-        self.finding = found if self._seen >= enough else None
-        kind = found.partition(" Likely")[0].partition("(")[0] if found else ""
+        kind = re.split(r"[(\d]", found or "")[0]  # without its numbers
+        self._seen = self._seen + 1 if kind == self._kind else 1
+        self._kind = kind
+        self.finding = found if self._seen >= self.patience else None
         if self.finding and trainer.is_global_zero and kind not in self.warned:
             self.warned.add(kind)
             log.warning("step %d: %s", step, self.finding)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": self._seen, "finding": self.finding, "projections": self.projections, "warned": sorted(self.warned)}
+        return {
+            "last": (self._kind, self._seen, self._last),
+            "finding": self.finding,
+            "projections": self.projections,
+            "warned": sorted(self.warned),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._seen, self.finding, self.projections = state["seen"], state["finding"], state["projections"]
+        self._kind, self._seen, self._last = state["last"]
+        self.finding, self.projections = state["finding"], state["projections"]
         self.warned = set(state["warned"])

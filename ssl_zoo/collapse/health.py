@@ -76,15 +76,15 @@ def diagnose(numbers: dict[str, float], dim: int, samples: int) -> str | None:
     """What is wrong with features of width `dim`, in one sentence that names the likely cause; None when nothing is.
 
     numbers: "feature_std" and "effective_rank" of `samples` features. Where they are known: "z_std" and "z_rank", the same two of
-    projections; "embedding_std", the standard deviation of projections whose length the loss sees; "teacher_entropy" and
-    "prototypes_used" of a teacher that assigns prototypes.
+    projections; "embedding_std", the standard deviation of projections whose length the loss sees; "teacher_entropy",
+    "marginal_entropy" and "prototypes_used" of a teacher that assigns prototypes.
     """
     std, rank = numbers["feature_std"], numbers["effective_rank"]
     if math.isnan(std) or math.isnan(rank):
         return "Broken: the features are not numbers (NaN); lower the learning rate."
     if samples < 8:
         return f"Unclear: {samples} images are too few to tell whether the features have collapsed."
-    if numbers.get("prototypes_used", math.inf) < 3:
+    if numbers.get("prototypes_used", math.inf) < 3 and numbers["marginal_entropy"] < 0.5:  # a few are all where K is small
         used = f"{numbers['prototypes_used']:.1f}"
         return f"Collapsed: the teacher gives all images the same few prototypes (about {used}). Likely cause: {CAUSES['one prototype']}."
     if numbers.get("teacher_entropy", 0.0) > 0.99:
@@ -98,7 +98,7 @@ def diagnose(numbers: dict[str, float], dim: int, samples: int) -> str | None:
     if numbers.get("embedding_std", 1.0) < 0.05:
         what = f"projections shrink to a point (standard deviation {numbers['embedding_std']:.3f}, the loss aims at 1)"
         return f"Collapsed: {what}. Likely cause: {CAUSES['shrunk']}."
-    if numbers.get("z_rank", math.inf) < 2:
+    if numbers.get("z_rank", math.inf) < 1.75:
         what = f"the projections vary along about {numbers['z_rank']:.1f} dimensions only"
         return f"Dimensional collapse: {what}. Likely cause: {CAUSES['narrow projections']}."
     if rank < max(2.0, 0.01 * min(dim, samples)):

@@ -1,7 +1,7 @@
 """The EMA teacher: a network that follows the student slowly (Tarvainen & Valpola 2017, arXiv:1703.01780; MoCo, BYOL, DINO)."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,16 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x.to(next(self.network.parameters()).dtype))
+
+    def __iter__(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Its parts in a row, where the output of each is wanted."""
+        for i, part in enumerate(self.network):
+
+            @torch.no_grad()
+            def run(x: Tensor, part: nn.Module = part, first: bool = i == 0) -> Tensor:
+                return part(x.to(next(self.network.parameters()).dtype) if first else x)
+
+            yield run
 
     @torch.no_grad()
     def update(self, *parts: nn.Module, momentum: float) -> None:

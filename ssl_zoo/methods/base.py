@@ -95,6 +95,7 @@ class Method(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         self.steps_done = self.trainer.global_step
+        torch.manual_seed(fold_seed("step", self.seed, self.global_rank, self.trainer.fit_loop.total_batch_idx))  # of drop path, if any
         if self._unseen:
             self._unseen = False
             self.before_step()

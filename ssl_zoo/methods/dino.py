@@ -77,16 +77,17 @@ class DINO(Method):
     def assign(self, logits: Tensor) -> Tensor:
         """Probabilities [T, B, K] of teacher logits [T, B, K]."""
         if self.assignment == "sinkhorn":
-            return torch.stack([sinkhorn(t, self.teacher_temp()) for t in logits])
-        return self.center(logits, self.teacher_temp())
+            return sinkhorn(logits.flatten(0, 1), self.teacher_temp()).view_as(logits)
+        probs = self.center(logits, self.teacher_temp())
+        self.center.update(logits)
+        return probs
 
     def step(self, views: list[Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        (t,) = self.encode(views[:2], self.teacher, together=True)  # [2, B, K]
-        h, z, s = self.encode(views, self.backbone, *self.head, together=True)
+        h, t = self.encode(views[:2], *self.teacher, together=True)  # [2, B, D] and [2, B, K]
+        _, z, s = self.encode(views, self.backbone, *self.head, together=True)
         t = t.to(torch.promote_types(t.dtype, torch.float32))
         with torch.autocast(t.device.type, enabled=False):
             probs = self.assign(t)
-        self.center.update(t)
         loss = dino_loss(s, probs, self.student_temp)
         return {"loss": loss, **assignment_entropies(probs), "features": h[0], "z": z[0]}
 

@@ -22,7 +22,7 @@ from ssl_zoo.distributed import gather, rank
 from ssl_zoo.methods.base import Method
 from ssl_zoo.nn.heads import mlp
 from ssl_zoo.nn.numerics import in_float32, unit
-from ssl_zoo.nn.vit import fix_positions_and_patches, is_vit
+from ssl_zoo.nn.vit import is_vit, moco_v3_vit
 from ssl_zoo.optim.schedules import cosine
 
 
@@ -52,7 +52,7 @@ class MoCoV3(Method):
         **common: Any,
     ) -> None:
         vit = is_vit(backbone) if vit == "auto" else vit
-        super().__init__(fix_positions_and_patches(backbone) if vit else backbone, **common)
+        super().__init__(moco_v3_vit(backbone) if vit else backbone, **common)
         self.projector = mlp(backbone.num_features, hidden_dim, proj_dim, 3 if vit else 2, last_norm="plain")
         self.predictor = mlp(proj_dim, hidden_dim, proj_dim, last_norm="plain" if vit else "none")
         self.teacher = Teacher(self.backbone, self.projector)

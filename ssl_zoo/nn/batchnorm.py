@@ -86,13 +86,13 @@ class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
     groups: int
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.shape[0] % self.groups:
-            raise UserError(f"A batch of {input.shape[0]} cannot be cut into method.bn_groups={self.groups} parts: choose a multiple.")
+        """Any shape that torch's function takes."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        self._check_input_dim(input)
+        if input.shape[0] % self.groups:
+            raise UserError(f"A batch of {input.shape[0]} cannot be cut into method.bn_groups={self.groups} parts: choose a multiple.")
         g, c = self.groups, input.shape[1]
         side_by_side = input.unflatten(0, (g, -1)).transpose(0, 1).flatten(1, 2)  # [B / g, g C, ...]: a group is a set of channels
         mean, var, weight, bias = (
@@ -110,7 +110,11 @@ class GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 def group_batchnorm(module: nn.Module, groups: int) -> nn.Module:
     """Make every BatchNorm of `module` use the statistics of `groups` parts of the batch; changes `module` and returns it."""
-    for m in module.modules() if groups > 1 else ():
+    if groups == 1:
+        return module
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()):
+        raise UserError(f"method.bn_groups={groups} is for backbones with batch normalisation, and this one has none: set it to 1.")
+    for m in module.modules():
         if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             m.__class__ = GroupedBatchNorm
             m.groups = groups  # type: ignore[assignment]

@@ -24,7 +24,7 @@ def mlp(
 
     hidden_norm: whether hidden blocks have the BN. hidden_bias, last_bias: whether the Linear layers have a bias.
     last_norm: what follows the last Linear: none | scale (BN whose shift stays at zero, SimCLR) | plain (BN without parameters).
-    init_std: standard deviation of the Linear weights; None keeps PyTorch's default.
+    init_std: standard deviation of the Linear weights, drawn from a truncated normal, biases zero; None keeps PyTorch's defaults.
     """
     layers: list[nn.Module] = []
     dims = [in_dim] + [hidden_dim] * (num_layers - 1)
@@ -39,7 +39,9 @@ def mlp(
     if init_std is not None:
         for layer in layers:
             if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=init_std)
+                nn.init.trunc_normal_(layer.weight, std=init_std)
+                if layer.bias is not None:  # PyTorch's would drown such small weights: every image the same projection
+                    nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers)
 
 
@@ -53,7 +55,7 @@ class Prototypes(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, fixed_length: bool = True) -> None:
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=not fixed_length)
-        self.weight_v = nn.Parameter(nn.init.trunc_normal_(torch.empty(out_dim, in_dim), std=0.02))
+        self.weight_v = nn.Parameter(nn.Linear(in_dim, out_dim, bias=False).weight.detach())  # drawn as the official code does
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.normalize(x, dim=-1), self.weight_g * F.normalize(self.weight_v, dim=-1))

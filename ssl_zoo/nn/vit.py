@@ -5,20 +5,26 @@ from typing import Any
 
 import torch
 from timm.layers import build_sincos2d_pos_embed
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_zoo.errors import UserError
 
 
 def is_vit(backbone: nn.Module) -> bool:
-    """Whether a backbone is a plain vision transformer: patches, one class token, learned positions."""
-    return all(hasattr(backbone, name) for name in ("patch_embed", "pos_embed", "cls_token", "blocks"))
+    """Whether a backbone is a plain vision transformer: patches of a grid, one class token, learned positions."""
+    patches = getattr(backbone, "patch_embed", None)
+    tokens = [getattr(backbone, name, None) for name in ("pos_embed", "cls_token")]
+    return hasattr(backbone, "blocks") and hasattr(patches, "grid_size") and all(isinstance(t, Tensor) for t in tokens)
 
 
-def fix_positions_and_patches(backbone: nn.Module) -> nn.Module:
-    """Fixed sine-cosine positions, and a patch projection that stays at its random initial values; changes `backbone` and returns it."""
+def moco_v3_vit(backbone: nn.Module) -> nn.Module:
+    """MoCo v3's transformer: fixed sine-cosine positions, a patch projection that stays at its random initial values, Xavier-uniform
+    weights of which q, k and v each count as a matrix of their own. Draws anew what `backbone` had, and returns it.
+    """
     if not is_vit(backbone):
         raise UserError("method.vit=true needs a plain vision transformer with patches, a class token and positions: set method.vit=auto.")
+    if getattr(backbone, "pretrained", False):
+        raise UserError("MoCo v3 draws a transformer's weights anew, which would lose the pretrained ones: set method.vit=false.")
     net: Any = backbone
     height, width = net.patch_embed.grid_size
     dim = net.pos_embed.shape[-1]
@@ -26,6 +32,13 @@ def fix_positions_and_patches(backbone: nn.Module) -> nn.Module:
     if dim % 4:
         raise UserError(f"Sine-cosine positions need a width that is a multiple of 4, not {dim}: set method.vit=false.")
     positions = build_sincos2d_pos_embed([height, width], dim)
+    for name, m in net.named_modules():
+        if isinstance(m, nn.Linear):
+            out = len(m.weight) // 3 if name.endswith("qkv") else len(m.weight)
+            bound = math.sqrt(6 / (out + m.in_features))
+            nn.init.uniform_(m.weight, -bound, bound)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
     net.pos_embed = nn.Parameter(torch.cat([torch.zeros(tokens, dim), positions])[None], requires_grad=False)
     projection = net.patch_embed.proj
     bound = math.sqrt(6 / (projection.weight[0].numel() + dim))
