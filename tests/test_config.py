@@ -55,6 +55,40 @@ def test_every_recipe_composes_and_is_short(recipe):
     assert len((conf_dir() / "recipe" / f"{recipe}.yaml").read_text().splitlines()) <= 15
 
 
+# peak rate, the rate that the cosine ends at, decay, epochs, global batch; and what else tells the published run
+PUBLISHED = {
+    "simclr-resnet50-imagenet": (4.8, 0.0, 1e-6, 100, 4096, {"method.temperature": 0.1, "optimizer.name": "lars"}),
+    "moco-resnet50-imagenet": (0.03, 0.0, 1e-4, 200, 256, {"method.queue_size": 65536, "method.momentum": 0.999,
+                               "method.temperature": 0.2}),
+    "moco_v1-resnet50-imagenet": (0.03, 0.0, 1e-4, 200, 256, {"method.temperature": 0.07, "method.num_layers": 1,
+                                  "optimizer.milestones": [0.6, 0.8], "augment.view1.jitter.hue": 0.4, "augment.view2.blur.p": 0.0}),
+    "moco_v3-resnet50-imagenet": (9.6, 0.0, 1e-6, 100, 4096, {"augment.view2.crop.scale": [0.2, 1.0], "method.momentum": 0.99}),
+    "moco_v3-vit_s-imagenet": (2.4e-3, 0.0, 0.1, 300, 4096, {"optimizer.warmup_epochs": 40, "backbone.kwargs.num_heads": 12}),
+    "byol-resnet50-imagenet": (4.8, 0.0, 1e-6, 300, 4096, {"method.momentum": 0.99, "augment.view2.solarize.p": 0.2}),
+    "simsiam-resnet50-imagenet": (0.1, 0.0, 1e-4, 100, 512, {"method.pred_dim": 512, "optimizer.warmup_epochs": 0}),
+    "dino-vit_s-imagenet": (1e-3, 1e-6, 0.04, 100, 512, {"method.norm_last_layer": True, "optimizer.final_weight_decay": 0.4,
+                            "method.teacher_temp": 0.04, "backbone.kwargs.drop_path_rate": 0.1, "augment.local_crops": 8}),
+    "dino-resnet50-imagenet": (0.06, 1e-6, 1e-4, 100, 512, {"augment.local.crop.scale": [0.05, 0.14], "optimizer.name": "sgd"}),
+    "barlow_twins-resnet50-imagenet": (1.6, 1.6e-3, 1e-6, 1000, 2048, {"method.lambd": 0.0051, "method.proj_dim": 8192}),
+    "vicreg-resnet50-imagenet": (1.6, 1.6e-3, 1e-6, 1000, 2048, {"method.cov_coeff": 1.0, "method.hidden_dim": 8192}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_a_recipe_of_a_published_run_has_its_numbers(recipe):
+    method, backbone, dataset = recipe.split("-")
+    words = [f"method={method.removesuffix('_v1')}", f"backbone={backbone}", f"dataset={dataset}", "dataset.path=.", f"recipe={recipe}"]
+    config = compose("train", words)
+    peak, last, decay, epochs, batch, others = PUBLISHED[recipe]
+    optimizer = config.optimizer
+    assert 8 * config.batch_size == batch  # on eight devices
+    assert config.epochs == epochs
+    assert optimizer.base_lr * batch / 256 == pytest.approx(peak)
+    assert optimizer.base_lr * batch / 256 * optimizer.final_lr == pytest.approx(last, rel=0.01)
+    assert optimizer.weight_decay == decay
+    assert {key: OmegaConf.select(config, key) for key in others} == others
+
+
 def test_a_recipe_is_picked_up_by_itself_and_the_command_line_wins(user_conf):
     text = "# @package _global_\nepochs: 7\noptimizer: {name: lars, base_lr: 9.0}\n"
     dirs = user_conf("recipe/simclr-vit_s-cifar10.yaml", text)
