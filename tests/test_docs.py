@@ -13,6 +13,7 @@ from conftest import ROOT, SMOKE, command
 from ssl_zoo.cli import split_options
 from ssl_zoo.config import compose, expand
 from ssl_zoo.reports.html import table
+from ssl_zoo.train import config_hash
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -24,6 +25,7 @@ def test_the_end_of_a_run_is_that_of_its_summary():
     lines = [f"{key:14}{value}" for key, value in table(summary, Path(summary["run"]))]
     assert lines[:4] == next(text for _, text in BLOCKS if text.startswith("kNN top-1")).splitlines()[:4]
     assert summary["command"] == "ssl-zoo"
+    assert summary["config_hash"] == config_hash(compose("train", []))
     final, base = summary["final"]["knn_top1"], summary["baselines"]
     assert final > 20 + max(base["untrained"]["knn_top1"], base["raw_pixels"]["knn_top1"])
     for key, value in (("seed", summary["seed"]), ("epochs", summary["epochs"])):
@@ -68,5 +70,11 @@ def test_the_table_of_short_runs_is_that_of_its_results():
 
     found = json.loads((ROOT / "docs/results/short_runs.json").read_text())
     assert (ROOT / "docs/methods.md").read_text() == short_runs.page(found)
-    for method in short_runs.METHODS:
-        assert found[method]["verdict"].startswith("Healthy")
+    untrained = found["simclr"]["baselines"]["untrained"]["knn_top1"]
+    for run in (found[f"{m}{local}"] for m in short_runs.METHODS for local in ("", "+local")):
+        assert run["verdict"].startswith("Healthy")
+        assert not run["warnings"]
+        assert run["final"]["knn_top1"] > untrained + 5  # four standard errors of 1,000 images
+    for name in set(short_runs.BROKEN) - {"SimSiam without stop-gradient"}:  # which did not collapse in so few steps
+        assert "ollapse" in found[name]["verdict"]
+        assert any("ollapse" in w for w in found[name]["warnings"])
