@@ -69,7 +69,8 @@ PUBLISHED = {
     "dino-vit_s-imagenet": (1e-3, 1e-6, 0.04, 100, 512, {"method.norm_last_layer": True, "optimizer.final_weight_decay": 0.4,
                             "method.teacher_temp": 0.04, "backbone.kwargs.drop_path_rate": 0.1, "augment.local_crops": 8}),
     "dino-resnet50-imagenet": (0.06, 1e-6, 1e-4, 100, 512, {"augment.local.crop.scale": [0.05, 0.14], "optimizer.name": "sgd"}),
-    "barlow_twins-resnet50-imagenet": (1.6, 1.6e-3, 1e-6, 1000, 2048, {"method.lambd": 0.0051, "method.proj_dim": 8192}),
+    "barlow_twins-resnet50-imagenet": (1.6, 1.6e-3, 1e-6, 1000, 2048, {"method.lambd": 0.0051, "method.proj_dim": 8192,
+                                       "optimizer.bias_base_lr": 1.5e-4}),
     "vicreg-resnet50-imagenet": (1.6, 1.6e-3, 1e-6, 1000, 2048, {"method.cov_coeff": 1.0, "method.hidden_dim": 8192}),
 }  # fmt: skip
 

@@ -523,9 +523,9 @@ def test_22_dinos_head_begins_with_small_weights_and_no_bias():
 def test_22_sinkhorn_shares_out_the_images_of_both_views_at_once():
     method = make("dino", assignment="sinkhorn", teacher_temp_start=0.05)
     logits = torch.randn(2, 6, METHODS["dino"][1]["out_dim"], generator=torch.Generator().manual_seed(0))
-    method.steps_done, method.steps_total = 0, 1
     assert torch.equal(method.assign(logits), sinkhorn(logits.flatten(0, 1), 0.05).view_as(logits))
-    assert not method.center.value.any()
+    fit(method, epochs=1)
+    assert not method.center.value.any()  # which has no use
 
 
 def test_22_dinos_features_are_those_of_the_network_that_is_judged():
@@ -860,7 +860,7 @@ def test_45_moco_v3_draws_a_transformer_as_the_official_code_does():
     net.pretrained = True
     with pytest.raises(UserError, match="would lose the pretrained ones"):
         make("moco_v3", net)
-    for name in ("vit_little_patch16_reg1_gap_256", "xcit_nano_12_p16_224"):  # no class token; patches of another kind
+    for name in ("vit_little_patch16_reg1_gap_256", "xcit_nano_12_p16_224", "vit_tiny_r_s16_p8_224"):  # no class token; other patches
         assert not is_vit(timm.create_model(name, num_classes=0))
 
 
@@ -947,7 +947,7 @@ def test_health_is_measured_after_optimizer_steps_only():
     assert steps == [(0, False, 0), (1, True, 1), (1, True, 1), (2, True, 2)]
 
 
-def test_a_warning_needs_the_same_finding_again(caplog):
+def test_a_warning_needs_a_finding_again(caplog):
     watch = Health(every_n_steps=1)
     features = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     constant, line = torch.ones(64, 8), torch.linspace(-1, 1, 64)[:, None] * torch.ones(8)
@@ -957,9 +957,12 @@ def test_a_warning_needs_the_same_finding_again(caplog):
         watch.on_train_batch_end(trainer, None, {"features": features, "z": z}, {}, 0)
         return watch.finding
 
-    assert [see(1, constant), see(2, line), see(3, constant), see(4, features)] == [None] * 4
-    assert see(5, line) is None
-    assert see(6, line + 0.01 * features) is not None  # the same in other numbers
+    assert [see(1, constant), see(2, features), see(3, line), see(4, features), see(5, line)] == [None] * 5
+    assert "projections vary along" in see(6, line)
+    assert see(7, line + 0.01 * features) is not None  # the same in other numbers is no second warning
     assert len(caplog.records) == 1
-    assert "projections vary along" in caplog.text
-    assert see(7, features) is None
+    assert "the same projection" in see(8, constant)
+    assert len(caplog.records) == 2
+    assert see(9, features) is None
+    assert see(10, line[:, :1]) is None
+    assert see(11, line[:, :1]) is None  # a projection to one dimension is asked for

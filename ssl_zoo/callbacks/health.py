@@ -16,8 +16,8 @@ ROWS = 512  # of a batch; singular values of more would take seconds
 
 class Health(Callback):
     """Every `every_n_steps` optimizer steps: train/feature_std and train/effective_rank of the batch's features, train/z_std and
-    train/z_rank of its projections, the last of which are kept as `projections`. A finding that is there `patience` times in a row is a
-    warning; `finding` is the last one that was, until it is gone.
+    train/z_rank of its projections, the last of which are kept as `projections`. Any finding `patience` times in a row is a warning, once
+    for each kind; `finding` is the last of them, until features are healthy again.
     """
 
     def __init__(self, every_n_steps: int = 50, patience: int = 2) -> None:
@@ -25,7 +25,7 @@ class Health(Callback):
         self.finding: str | None = None
         self.projections: dict[str, float] = {}
         self.warned: set[str] = set()
-        self._kind, self._seen, self._last = "", 0, 0
+        self._seen, self._last = 0, 0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
@@ -38,10 +38,11 @@ class Health(Callback):
         for logger in trainer.loggers:  # module.log would repeat them in the rows of later steps
             logger.log_metrics({f"train/{k}": v for k, v in numbers.items()}, step=step - 1)
         numbers |= {k: float(outputs[k]) for k in RETURNED if k in outputs}
+        if z.shape[1] < 4:
+            del numbers["z_rank"]  # so narrow by design
         found = diagnose(numbers, h.shape[1], len(h))
         kind = re.split(r"[(\d]", found or "")[0]  # without its numbers
-        self._seen = self._seen + 1 if kind == self._kind else 1
-        self._kind = kind
+        self._seen = self._seen + 1 if found else 0
         self.finding = found if self._seen >= self.patience else None
         if self.finding and trainer.is_global_zero and kind not in self.warned:
             self.warned.add(kind)
@@ -49,13 +50,13 @@ class Health(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "last": (self._kind, self._seen, self._last),
+            "seen": self._seen,
+            "last": self._last,
             "finding": self.finding,
             "projections": self.projections,
             "warned": sorted(self.warned),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._kind, self._seen, self._last = state["last"]
-        self.finding, self.projections = state["finding"], state["projections"]
-        self.warned = set(state["warned"])
+        self._seen, self.finding, self.warned = state["seen"], state["finding"], set(state["warned"])
+        self._last, self.projections = state.get("last", 0), state.get("projections", {})  # a file of before has neither

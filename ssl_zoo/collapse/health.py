@@ -98,7 +98,7 @@ def diagnose(numbers: dict[str, float], dim: int, samples: int) -> str | None:
     if numbers.get("embedding_std", 1.0) < 0.05:
         what = f"projections shrink to a point (standard deviation {numbers['embedding_std']:.3f}, the loss aims at 1)"
         return f"Collapsed: {what}. Likely cause: {CAUSES['shrunk']}."
-    if numbers.get("z_rank", math.inf) < 1.75:
+    if numbers.get("z_rank", math.inf) < 1.75:  # 1 is a line; the narrowest of the healthy runs in docs/methods.md has 2.1
         what = f"the projections vary along about {numbers['z_rank']:.1f} dimensions only"
         return f"Dimensional collapse: {what}. Likely cause: {CAUSES['narrow projections']}."
     if rank < max(2.0, 0.01 * min(dim, samples)):

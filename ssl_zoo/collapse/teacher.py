@@ -45,7 +45,9 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.to(next(self.network.parameters()).dtype))
+        for part in self:
+            x = part(x)
+        return x
 
     def __iter__(self) -> Iterator[Callable[[Tensor], Tensor]]:
         """Its parts in a row, where the output of each is wanted."""

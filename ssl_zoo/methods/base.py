@@ -1,5 +1,6 @@
 """What every method shares: views on the device, logging, optimizer and schedule."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
@@ -54,7 +55,7 @@ class Method(L.LightningModule):
 
     # ------------------------------------------------------------------------------------ for subclasses
     @staticmethod
-    def encode(views: list[Tensor], *nets: nn.Module, together: bool = False) -> list[Tensor]:
+    def encode(views: list[Tensor], *nets: Callable[[Tensor], Tensor], together: bool = False) -> list[Tensor]:
         """Every view through nets in a row: one tensor [V, B, D_i] of the output of each net.
 
         Views as large as the first have a forward each, or one for all where `together`: this decides over which images batch statistics

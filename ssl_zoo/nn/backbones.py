@@ -23,7 +23,7 @@ def create(
     kwargs: dict | None = None,
 ) -> nn.Module:
     """A timm model without classifier. Sets `num_features` to the width of its output and `stem_used` to a description;
-    on transformers, `pretrained` as given.
+    on transformers, `pretrained` to whether weights were loaded.
 
     stem: "small" replaces the first convolution by 3x3, stride 1, padding 1 and drops the stem's max-pool (convolutional networks);
     "model" leaves it; "auto" is small for images of 64 px or less. patch_size: for transformers with patches; "auto" gives 8 x 8
@@ -37,7 +37,7 @@ def create(
     first_conv = first_conv if isinstance(first_conv, str) else first_conv[0]
     if first_conv.endswith("patch_embed.proj"):
         model: Any = _with_patches(name, image_size, patch_size, pretrained, kwargs or {})
-        model.pretrained = pretrained
+        model.pretrained = pretrained or "checkpoint_path" in (kwargs or {})
     else:
         model = _timm(name, pretrained, kwargs or {})
         small = stem == "small" or (stem == "auto" and image_size <= SMALL_IMAGE)

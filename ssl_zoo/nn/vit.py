@@ -11,10 +11,11 @@ from ssl_zoo.errors import UserError
 
 
 def is_vit(backbone: nn.Module) -> bool:
-    """Whether a backbone is a plain vision transformer: patches of a grid, one class token, learned positions."""
+    """Whether a backbone is a plain vision transformer: patches of the image, one class token, learned positions."""
     patches = getattr(backbone, "patch_embed", None)
     tokens = [getattr(backbone, name, None) for name in ("pos_embed", "cls_token")]
-    return hasattr(backbone, "blocks") and hasattr(patches, "grid_size") and all(isinstance(t, Tensor) for t in tokens)
+    plain = hasattr(patches, "grid_size") and not hasattr(patches, "backbone")  # a hybrid has a convolutional network before them
+    return plain and hasattr(backbone, "blocks") and all(isinstance(t, Tensor) for t in tokens)
 
 
 def moco_v3_vit(backbone: nn.Module) -> nn.Module:
