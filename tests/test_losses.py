@@ -236,7 +236,8 @@ def test_a_step_of_moco_leaves_the_golden_queue():
 def test_steps_of_dino_move_the_center_after_the_loss():
     x = Inputs(torch.float64)
     s, t = torch.cat([x[f"s{i}"] for i in range(5)]), torch.cat([x["t0"], x["t1"]])
-    method = stubbed(DINO(Says(), 4, 4, out_dim=12), head=nn.Sequential(nn.Identity(), Says(s, s)), teacher=Says(t, t))
+    head, teacher = (nn.Sequential(nn.Identity(), Says(x, x)) for x in (s, t))
+    method = stubbed(DINO(Says(), 4, 4, out_dim=12), head=head, teacher=teacher)
     method.center.value = x["center0"][0].detach().clone()
     views = [torch.zeros(4, 16)] * 5
     for case in (CASES["dino_2g3l_tt0.04"], CASES["dino_second_step"]):
