@@ -157,3 +157,21 @@ def test_synchronising_twice_keeps_the_activation(monkeypatch):
         net = batchnorm.synchronise(batchnorm.synchronise(fused_net(), device), device)
         assert isinstance(net[1].act, nn.SiLU)
         assert "Act" in type(net[1]).__name__
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 32, 32)
+    grads = []
+    for checkpointing in (False, True):
+        torch.manual_seed(1)
+        net = create("vit_tiny_patch16_224", image_size=32, grad_checkpointing=checkpointing, kwargs={"depth": 2}).train()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            loss = net(x).square().mean()
+        loss.backward()
+        grads.append(([p.grad for p in net.parameters()], sum(kept)))
+    assert all(torch.equal(a, b) for a, b in zip(grads[0][0], grads[1][0], strict=True))
+    assert grads[1][1] < grads[0][1] / 4  # numbers kept for the backward pass
+    with pytest.raises(UserError, match="batch normalisation"):
+        create("resnet18", image_size=32, grad_checkpointing=True)

@@ -7,6 +7,7 @@ import timm
 import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_zoo.errors import UserError
 
@@ -20,6 +21,7 @@ def create(
     stem: str = "auto",
     patch_size: int | str | None = "auto",
     pretrained: bool = False,
+    grad_checkpointing: bool = False,
     kwargs: dict | None = None,
 ) -> nn.Module:
     """A timm model without classifier. Sets `num_features` to the width of its output and `stem_used` to a description;
@@ -27,7 +29,8 @@ def create(
 
     stem: "small" replaces the first convolution by 3x3, stride 1, padding 1 and drops the stem's max-pool (convolutional networks);
     "model" leaves it; "auto" is small for images of 64 px or less. patch_size: for transformers with patches; "auto" gives 8 x 8
-    patches or more on small images. kwargs: passed to timm.create_model.
+    patches or more on small images. grad_checkpointing: activations inside blocks are computed again in the backward pass instead of
+    kept: less memory, more time. kwargs: passed to timm.create_model.
     Raises UserError for an unknown name, a size that the model cannot take, or weights that cannot be had.
     """
     if not timm.is_model(name):
@@ -44,10 +47,12 @@ def create(
         model.stem_used = _use_small_stem(model, first_conv) if small else "the model's own"
         if small and stem == "auto":
             try:
-                return _checked(model, name, image_size)
+                _checked(model, name, image_size)
             except UserError:  # a stem of parallel branches, say: the model's own may do
                 model = _timm(name, pretrained, kwargs or {})
                 model.stem_used = "the model's own"
+    if grad_checkpointing:
+        _checkpoint(model, name)
     return _checked(model, name, image_size)
 
 
@@ -99,6 +104,15 @@ def _with_patches(name: str, image_size: int, patch_size: int | str | None, pret
         )
     model.stem_used = f"patches of {patch} px"
     return model
+
+
+def _checkpoint(model: Any, name: str) -> None:
+    if any(isinstance(m, _BatchNorm) for m in model.modules()):  # each pass would move its running statistics
+        raise UserError(f"{name} has batch normalisation, which cannot be computed twice a step: set backbone.grad_checkpointing=false.")
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as e:
+        raise UserError(f"timm cannot recompute activations of {name}: set backbone.grad_checkpointing=false.") from e
 
 
 def _use_small_stem(model: nn.Module, first_conv: str) -> str:
