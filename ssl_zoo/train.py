@@ -108,6 +108,8 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     try:
         trainer.fit(method, loader, ckpt_path=str(last_file) if last_file else None, weights_only=True)
     except Stopped as e:
+        if not trainer.is_global_zero:
+            return {}
         raise KeyboardInterrupt(f"{e} Continue with: ssl-zoo resume run={run}") from None
     if not evaluate.final:  # the run had been trained to its end, but not judged
         evaluate.on_train_end(trainer, method)

@@ -256,6 +256,35 @@ def test_two_processes_train_as_one(cli, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both_and_loses_nothing(tmp_path):
+    """SIGTERM reaches the second rank only: both stop at the step they agree on, and resume ends as the run that was never stopped."""
+    words = [*SMOKE, "trainer.devices=2", "trainer.strategy=ddp", "batch_size=8", "epochs=2", "evaluation.baselines=false",
+             "evaluation.linear.final=false"]  # fmt: skip
+    (tmp_path / "cut.py").write_text(
+        "import os, signal, sys\nfrom ssl_zoo.callbacks.stop import Stop\nfrom ssl_zoo.cli import main\nbefore = Stop.on_train_batch_end\n"
+        "def at_step_3(self, trainer, *a):\n"
+        "    assert trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor.__name__ == '<lambda>'\n"
+        "    if trainer.global_step == 3 and trainer.global_rank == 1: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    before(self, trainer, *a)\n"
+        "if 'run=cut' in sys.argv: Stop.on_train_batch_end = at_step_3\nmain(sys.argv[1:])"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "SSL_ZOO_CACHE": str(tmp_path / "cache")}
+
+    def go(*words):
+        return subprocess.run([sys.executable, "cut.py", *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+
+    assert go(*words, "run=whole").returncode == 0
+    cut = go(*words, "run=cut")
+    assert cut.returncode == 130, cut.stderr
+    assert cut.stderr.count("ssl-zoo resume run=cut") == 1
+    assert torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 10
+    resumed = go("resume", "run=cut")
+    assert resumed.returncode == 0, resumed.stderr
+    a, b = (load_file(tmp_path / r / "backbone.safetensors") for r in ("whole", "cut"))
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+@pytest.mark.slow
 def test_names_of_any_kind_and_true_half_precision(cli, tmp_path):
     from PIL import Image
 

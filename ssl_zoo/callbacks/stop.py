@@ -5,9 +5,11 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from ssl_zoo.data.loader import Loader
+from ssl_zoo.distributed import max_over_ranks
 
 
 class Stopped(Exception):
@@ -15,23 +17,24 @@ class Stopped(Exception):
 
 
 class Stop(Callback):
-    """On the first signal: finish the step, write `checkpoint`, raise Stopped. On the second: raise it at once. One device only; under
-    DDP the ranks would stop at different steps.
+    """On the first signal: finish the step, write `checkpoint`, raise Stopped. On the second: raise it at once.
+
+    With several devices a signal may reach one of them only, so they agree on it every `every_n_steps` steps and stop at the same one.
     """
 
-    def __init__(self, checkpoint: str) -> None:
-        self.checkpoint, self.asked = checkpoint, False
+    def __init__(self, checkpoint: str, every_n_steps: int = 10) -> None:
+        self.checkpoint, self.every_n_steps, self.asked = checkpoint, every_n_steps, False
         self._before: dict[int, Any] = {}
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._step = trainer.global_step
-        if trainer.world_size > 1:
-            return
         try:
             self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
         except ValueError:  # not the main thread: signals stay the caller's
             self._before = {}
+        if self._before and trainer.world_size > 1:  # Lightning would ask all ranks at every step, and wait for the answer
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
@@ -40,9 +43,16 @@ class Stop(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
         stepped, self._step = trainer.global_step != self._step, trainer.global_step  # gradients that accumulate are in no checkpoint
-        if self.asked and stepped and not trainer.is_last_batch:  # after the last batch the epoch is evaluated and logged first
+        if stepped and not trainer.is_last_batch and self._agreed(trainer):  # after the last batch the epoch is evaluated and logged first
             trainer.save_checkpoint(self.checkpoint)
             raise Stopped(f"Stopped after step {trainer.global_step}; nothing is lost.")
+
+    def _agreed(self, trainer: L.Trainer) -> bool:
+        if trainer.world_size == 1:
+            return self.asked
+        if trainer.global_step % self.every_n_steps:
+            return False
+        return bool(max_over_ranks(torch.tensor([float(self.asked)], device=trainer.strategy.root_device)))
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         self._restore()
