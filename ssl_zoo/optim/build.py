@@ -20,10 +20,13 @@ OPTIMIZERS: dict[str, tuple[type[Optimizer], tuple[str, ...]]] = {
 }
 
 
-def build_optimizer(module: nn.Module, config: dict[str, Any], scale: float = 1.0, fixed_lr: Iterable[nn.Module] = ()) -> Optimizer:
+def build_optimizer(
+    module: nn.Module, config: dict[str, Any], scale: float = 1.0, fixed_lr: Iterable[nn.Module] = (), fused: bool = False
+) -> Optimizer:
     """The optimizer that conf/optimizer describes over the trainable parameters of `module`; null fields keep its own defaults.
 
-    scale: global batch / 256, multiplies base_lr. fixed_lr: modules that form groups of their own.
+    scale: global batch / 256, multiplies base_lr. fixed_lr: modules that form groups of their own. fused: one kernel for all
+    parameters, where torch has one (sgd, adamw).
     """
     kind, takes = OPTIMIZERS[config["name"]]
     options = {k: config[k] for k in ("momentum", "betas", "trust_coefficient") if config.get(k) is not None}
@@ -36,4 +39,6 @@ def build_optimizer(module: nn.Module, config: dict[str, Any], scale: float = 1.
         options["trust_coeff"] = options.pop("trust_coefficient")
     if kind is torch.optim.SGD:
         options.setdefault("momentum", 0.9)
+    if kind.__module__.startswith("torch.optim"):
+        options["fused"] = fused
     return kind(param_groups(module, config, scale, fixed_lr), lr=scale * config["base_lr"], **options)  # type: ignore[call-arg]
