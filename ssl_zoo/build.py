@@ -1,5 +1,6 @@
 """From a config to the parts of a run: data, method, trainer."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from ssl_zoo.augment.fused_engine import FusedEngine
 from ssl_zoo.augment.kornia_engine import KorniaEngine
-from ssl_zoo.augment.spec import resolve_all
+from ssl_zoo.augment.spec import View, resolve_all
 from ssl_zoo.callbacks.loggers import build_loggers
 from ssl_zoo.checks import check_located
 from ssl_zoo.config import plain
@@ -20,6 +22,8 @@ from ssl_zoo.errors import UserError
 from ssl_zoo.methods.base import Method
 from ssl_zoo.nn.backbones import try_size
 
+log = logging.getLogger("ssl_zoo")
+LONG_RUN = 3e8  # pixels of views, some 30 seconds of two cores without the compiler; compiling takes them 10 to 30
 NEUTRAL = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
@@ -51,9 +55,42 @@ def build_data(config: DictConfig) -> Data:
     return Data(train, test, *train.statistics())
 
 
-def build_augment(config: DictConfig, image_size: int, data: Data | None = None) -> nn.Module:
-    mean, std = (data.mean, data.std) if data else NEUTRAL
-    return KorniaEngine(resolve_all(plain(config.augment), image_size), mean, std)
+def build_augment(config: DictConfig, image_size: int, data: Data | None = None, training: bool = False) -> nn.Module:
+    """The engine that makes the views; compiled, and in the precision of training, only for `training`."""
+    views, (mean, std) = resolve_all(plain(config.augment), image_size), (data.mean, data.std) if data else NEUTRAL
+    extra = any(view.extra for view in views)
+    if extra:
+        check_located(plain(config.augment), "augment", config.trust)
+    if extra and config.augment.engine == "fused":
+        log.warning("augment.*.extra names kornia operations, so the kornia engine makes the views (augment.engine=kornia)")
+    if extra or config.augment.engine == "kornia":
+        return KorniaEngine(views, mean, std, [[hydra.utils.instantiate(op, _convert_="all") for op in view.extra] for view in views])
+    if not training:
+        return FusedEngine(views, mean, std)
+    dtype = torch.bfloat16 if str(precision(config)).startswith("bf16") else torch.float32
+    return FusedEngine(views, mean, std, dtype, config.batch_size if compiles(config, views, len(data.train) if data else 0) else None)
+
+
+def compiles(config: DictConfig, views: list[View], images: int) -> bool:
+    """Whether to compile the augmentation: as asked, or for "auto" where there is a GPU or more to do than a compilation takes."""
+    if config.augment.compile != "auto":
+        return bool(config.augment.compile)
+    if on_gpu(config):
+        return True
+    seen = config.epochs * images
+    if config.trainer.max_steps >= 0:
+        seen = min(seen, config.trainer.max_steps * config.batch_size * config.trainer.accumulate_grad_batches)
+    return seen * sum(view.size**2 for view in views) > LONG_RUN
+
+
+def on_gpu(config: DictConfig) -> bool:
+    return config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def precision(config: DictConfig) -> str | int:
+    if config.trainer.precision != "auto":
+        return config.trainer.precision
+    return "bf16-mixed" if on_gpu(config) and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def build_method(config: DictConfig, data: Data) -> Method:
@@ -66,7 +103,7 @@ def build_method(config: DictConfig, data: Data) -> Method:
         config,
         "method",
         backbone=backbone,
-        augment=build_augment(config, size, data),
+        augment=build_augment(config, size, data, training=True),
         optimizer=plain(config.optimizer),
         batch_size=config.batch_size,
         seed=config.seed,
@@ -76,9 +113,7 @@ def build_method(config: DictConfig, data: Data) -> Method:
 def build_trainer(config: DictConfig, run: Path, callbacks: list[L.Callback]) -> L.Trainer:
     options = plain(config.trainer)
     options.pop("compile")
-    if options["precision"] == "auto":
-        gpu = options["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        options["precision"] = "bf16-mixed" if gpu else "32-true"
+    options["precision"] = precision(config)
     loggers = build_loggers(plain(config.logger), run)
     try:
         return L.Trainer(

@@ -137,7 +137,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "logger.offline": (_one_of("auto", True, False), "auto, true or false"),
     "trainer.deterministic": (_one_of("warn", True, False), "true, false or warn"),
     "augment.local_crops": (_number(0, 64, whole=True), "a whole number from 0 to 64"),
-    "augment.engine": (_one_of("kornia"), "kornia"),
+    "augment.engine": (_one_of("fused", "kornia"), "fused or kornia"),
+    "augment.compile": (_one_of("auto", True, False), "auto, true or false"),
     "protocol": (_one_of("knn", "linear"), "knn or linear"),
     "backbone.stem": (_one_of("auto", "small", "model"), "auto, small or model"),
     "backbone.patch_size": (_or(_one_of("auto", None), POSITIVE[0]), "auto or a whole number of at least 1"),
@@ -209,7 +210,7 @@ def check_target(key: str, target: str, trust: Iterable[str]) -> None:
         raise UserError(f"{key}={target} names nothing that exists" + (f"; did you mean '{hint}'?" if hint else "."))
 
 
-ROOMS = {"method": "ssl_zoo.methods", "backbone": "ssl_zoo.nn", "dataset": "ssl_zoo.data"}
+ROOMS = {"method": "ssl_zoo.methods", "backbone": "ssl_zoo.nn", "dataset": "ssl_zoo.data", "augment": "ssl_zoo.augment"}
 
 
 def check_located(config: dict, slot: str, trust: Iterable[str]) -> None:

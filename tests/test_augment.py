@@ -1,4 +1,4 @@
-"""The kornia engine against torchvision on PIL images: same meaning, same statistics."""
+"""Both engines against torchvision on PIL images: same meaning, same statistics."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ import yaml
 from PIL import Image
 from torchvision.transforms import v2
 
+from ssl_zoo.augment.fused_engine import FusedEngine
 from ssl_zoo.augment.kornia_engine import KorniaEngine
 from ssl_zoo.augment.spec import pick, resolve, resolve_all
 from ssl_zoo.config import conf_dir
@@ -43,8 +44,12 @@ def theirs(images, transform, repeat=2):
     return torch.stack([torch.from_numpy(np.asarray(d).copy()).permute(2, 0, 1) for d in done]).float() / 255
 
 
-def ours(images, spec, repeat=2):
-    engine = KorniaEngine([spec], *PLAIN)
+ENGINES = {"fused": FusedEngine, "kornia": KorniaEngine}
+both = pytest.mark.parametrize("kind", ENGINES)
+
+
+def ours(kind, images, spec, repeat=2):
+    engine = ENGINES[kind]([spec], *PLAIN)
     return torch.cat([engine(images, seed)[0] for seed in range(repeat)])
 
 
@@ -64,33 +69,37 @@ CASES = {
 }
 
 
+@both
 @pytest.mark.parametrize("name", CASES)
-def test_statistics_agree_with_torchvision(images, name):
+def test_statistics_agree_with_torchvision(images, kind, name):
     changes, transform = CASES[name]
-    a, b = summary(ours(images, view(**changes))), summary(theirs(images, transform))
+    a, b = summary(ours(kind, images, view(**changes))), summary(theirs(images, transform))
     tolerance = torch.tensor([0.012, 0.012, 0.02, 0.004, 0.03, 0.03])
     assert ((a - b).abs() < tolerance).all(), f"{a} against {b}"
 
 
-def test_exact_operations(images):
+@both
+def test_exact_operations(images, kind):
     x = images[:20].float() / 255
-    torch.testing.assert_close(ours(images[:20], view(), 1), x)
-    assert torch.equal(ours(images[:20], view(flip=1.0), 1), x.flip(-1))
+    torch.testing.assert_close(ours(kind, images[:20], view(), 1), x)
+    torch.testing.assert_close(ours(kind, images[:20], view(flip=1.0), 1), x.flip(-1))
     gray = (x * torch.tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True).expand_as(x)
-    torch.testing.assert_close(ours(images[:20], view(gray=1.0), 1), gray, atol=1e-5, rtol=0)
-    torch.testing.assert_close(ours(images[:20], view(solarize_p=1.0), 1), torch.where(x >= 0.5, 1 - x, x), atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours(kind, images[:20], view(gray=1.0), 1), gray, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours(kind, images[:20], view(solarize_p=1.0), 1), torch.where(x >= 0.5, 1 - x, x), atol=1e-6, rtol=0)
 
 
-def test_probabilities(images):
+@both
+def test_probabilities(images, kind):
     x = images.float() / 255
     for field, wanted in (("gray", 0.2), ("jitter_p", 0.8), ("blur_p", 0.5), ("flip", 0.5)):
-        y = ours(images, view(**{field: wanted}), 4)
+        y = ours(kind, images, view(**{field: wanted}), 4)
         changed = (y - x.repeat(4, 1, 1, 1)).abs().amax((1, 2, 3)) > 1e-4
         assert float(changed.float().mean()) == pytest.approx(wanted, abs=0.06), field
 
 
-def test_views_are_reproducible_and_differ(images):
-    engine = KorniaEngine(resolve_all({"view1": VIEW, "view2": VIEW}, 32), (0.5,) * 3, (0.2,) * 3)
+@both
+def test_views_are_reproducible_and_differ(images, kind):
+    engine = ENGINES[kind](resolve_all({"view1": VIEW, "view2": VIEW}, 32), (0.5,) * 3, (0.2,) * 3)
     torch.manual_seed(5)
     before = torch.get_rng_state()
     a, b = engine(images[:16], seed=1), engine(images[:16], seed=2)
@@ -106,12 +115,13 @@ def test_views_are_reproducible_and_differ(images):
 @pytest.mark.parametrize(
     ("size", "blur", "strength", "interpolation"), [(32, 0.0, 0.4, "bilinear"), (64, 0.5, 0.4, "bilinear"), (224, 0.5, 0.8, "bicubic")]
 )
-def test_simclr_views_at_three_sizes(size, blur, strength, interpolation):
+@both
+def test_simclr_views_at_three_sizes(kind, size, blur, strength, interpolation):
     v = resolve(VIEW, size)
     assert (v.size, v.blur_p, v.brightness, v.interpolation) == (size, blur, strength, interpolation)
     assert v.blur_kernel % 2 == 1
     canvas = torch.randint(0, 256, (4, 3, size + size // 7, size + size // 7), dtype=torch.uint8)
-    out = KorniaEngine([v], *PLAIN)(canvas, 0)[0]
+    out = ENGINES[kind]([v], *PLAIN)(canvas, 0)[0]
     assert out.shape == (4, 3, size, size)
     assert out.min() >= 0
     assert out.max() <= 1

@@ -1,5 +1,7 @@
 """The reference engine: views made by kornia on whatever device the images are on."""
 
+from collections.abc import Sequence
+
 import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
@@ -42,21 +44,25 @@ class Clamp(nn.Module):
 
 
 class KorniaEngine(nn.Module):
-    """images uint8 [B, 3, H, W], seed -> one float32 view [B, 3, size, size] per specification, normalised by mean and std.
+    """images uint8 [N, 3, H, W], seed, rows [B] of the images (None: all) -> one float32 view [B, 3, size, size] per specification,
+    normalised by mean and std. It takes any kornia operation; it does not antialias, and draws the order of the jitter once per batch.
 
-    The same seed gives the same views; the random state outside is left as it was.
+    The same seed gives the same views; the random state outside is left as it was. extra: further operations of each view.
     """
 
-    def __init__(self, views: list[View], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, views: list[View], mean: tuple[float, ...], std: tuple[float, ...], extra: Sequence[Sequence[nn.Module]] | None = None
+    ) -> None:
         super().__init__()
-        self.views = nn.ModuleList(nn.Sequential(*operations(v)) for v in views)
+        extra = extra or [()] * len(views)
+        self.views = nn.ModuleList(nn.Sequential(*operations(v), *more) for v, more in zip(views, extra, strict=True))
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, seed: int) -> list[Tensor]:
+    def forward(self, images: Tensor, seed: int, rows: Tensor | None = None) -> list[Tensor]:
         with torch.random.fork_rng(devices=[]), torch.autocast(images.device.type, enabled=False):
             torch.default_generator.manual_seed(seed)
-            x = images.float() / 255
+            x = (images if rows is None else images[rows]).float() / 255
             # channels_last: convolutions are a third faster with it on CPUs, and on GPUs in half precision
             return [((view(x) - self.mean) / self.std).contiguous(memory_format=torch.channels_last) for view in self.views]

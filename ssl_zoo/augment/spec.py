@@ -1,5 +1,6 @@
 """What a view is, independent of the engine that makes it. No torch here, so a bad value is refused at once."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,15 @@ class View:
     """One view: random resized crop, flip, colour jitter, grayscale, blur, solarize, in this order.
 
     size and blur_kernel in pixels, scale as shares of the image's area, ratio as width / height, blur_sigma in pixels,
-    solarize_threshold on [0, 1], probabilities on [0, 1], jitter amplitudes as in torchvision's ColorJitter.
+    solarize_threshold on [0, 1], probabilities on [0, 1], jitter amplitudes as in torchvision's ColorJitter. extra: kornia operations
+    that follow, as configs with a `_target_`.
     """
 
     size: int
     scale: tuple[float, float]
     ratio: tuple[float, float]
     interpolation: str
+    antialias: bool
     flip: float
     jitter_p: float
     brightness: float
@@ -33,6 +36,12 @@ class View:
     blur_sigma: tuple[float, float]
     solarize_p: float
     solarize_threshold: float
+    extra: tuple[Any, ...] = ()
+
+    def largest(self, height: int, width: int) -> float:
+        """The longest side in pixels that a crop of images of this size can have."""
+        side = math.sqrt(self.scale[1] * height * width * max(self.ratio[1], 1 / self.ratio[0]))
+        return min(float(max(height, width)), side + 0.5)
 
 
 def pick(value: Any, size: int) -> Any:
@@ -69,12 +78,21 @@ def resolve(view: Mapping[str, Any], image_size: int, name: str = "view1") -> Vi
     interpolation = pick(view["crop"]["interpolation"], size)
     if interpolation not in INTERPOLATIONS:
         raise UserError(f"augment.{name}.crop.interpolation={interpolation} does not work: it takes {' or '.join(INTERPOLATIONS)}.")
+    antialias = view["crop"]["antialias"]
+    if not isinstance(antialias, bool):
+        raise UserError(f"augment.{name}.crop.antialias={antialias} does not work: it takes true or false.")
+    extra = view.get("extra") or []
+    if not (
+        isinstance(extra, list) and all(isinstance(op, dict) and str(op.get("_target_")).startswith("kornia.augmentation.") for op in extra)
+    ):
+        raise UserError(f"augment.{name}.extra={extra} does not work: it takes a list of {{_target_: kornia.augmentation..., ...}}.")
     s = get("jitter", "strength", high=10.0)
     return View(
         size=int(size),
         scale=span("crop", "scale", low=1e-4, high=1.0),
         ratio=span("crop", "ratio", low=0.05, high=20.0),
         interpolation=interpolation,
+        antialias=antialias,
         flip=get("flip"),
         jitter_p=get("jitter", "p"),
         brightness=s * get("jitter", "brightness"),
@@ -87,6 +105,7 @@ def resolve(view: Mapping[str, Any], image_size: int, name: str = "view1") -> Vi
         blur_sigma=span("blur", "sigma", low=0.01, high=50.0),
         solarize_p=get("solarize", "p"),
         solarize_threshold=get("solarize", "threshold"),
+        extra=tuple(extra),
     )
 
 

@@ -19,7 +19,8 @@ class Method(L.LightningModule):
     """A self-supervised method. A subclass builds its heads in `__init__` and implements `step`.
 
     backbone: images [B, 3, H, W] -> features [B, backbone.num_features].
-    augment: images uint8 [B, 3, H, W], seed -> list of V float views; None where a batch already holds "views".
+    augment: images uint8 [B, 3, H, W], seed -> list of V float views; None where a batch already holds "views". A batch that holds
+    "pixels" [N, 3, H, W] in place of "image" has its views made of the rows "index" of them.
     optimizer: the fields of conf/optimizer. batch_size: images per device and step, for lr = base_lr x global batch / 256.
     sync_bn: batch statistics over all devices.
     """
@@ -91,7 +92,8 @@ class Method(L.LightningModule):
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         if self.augment is not None and "views" not in batch:
             drawn = fold_seed("augment", self.seed, self.global_rank, self.trainer.fit_loop.total_batch_idx)
-            batch["views"] = [v.to(self.dtype) for v in self.augment(batch["image"], drawn)]
+            views = self.augment(batch["image"], drawn) if "image" in batch else self.augment(batch["pixels"], drawn, batch["index"])
+            batch["views"] = [v if v.dtype == torch.bfloat16 else v.to(self.dtype) for v in views]
         return batch
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -140,7 +142,8 @@ class Method(L.LightningModule):
             raise ValueError("This method was built without an optimizer: pass optimizer=dict(name=..., base_lr=..., ...).")
         c = self.optimizer_config
         total = int(self.trainer.estimated_stepping_batches)
-        optimizer = build_optimizer(self, c, scale=self.global_batch / 256, fixed_lr=self.fixed_lr_modules())
+        fused = self.device.type in ("cpu", "cuda") and not str(self.trainer.precision).startswith("16")  # a GradScaler comes between
+        optimizer = build_optimizer(self, c, self.global_batch / 256, self.fixed_lr_modules(), fused)
         optimizer.register_step_post_hook(self._step_taken)
         per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)  # an epoch's last step may be of fewer
         shape = schedule(c, total, per_epoch)

@@ -1,0 +1,96 @@
+"""The fast engine: all views of a batch as one graph of plain tensor operations, compiled where that pays."""
+
+import logging
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from ssl_zoo.augment.blur import blur
+from ssl_zoo.augment.colour import ORDERS, grayscale, jitter, select, solarize
+from ssl_zoo.augment.crop import TRIES, Planes, draw_box, resample
+from ssl_zoo.augment.spec import View
+
+log = logging.getLogger("ssl_zoo")
+NUMBERS = 2 * TRIES + 3 + 10  # uniform numbers that decide a view
+IN_CACHE = 1 << 17  # pixels of a view that a CPU without the compiler handles at once
+
+
+class FusedEngine(nn.Module):
+    """images uint8 [N, 3, H, W], seed, rows [B] of the images (None: all) -> one view [B, 3, size, size] per specification, of `dtype`,
+    in channels_last, normalised by mean and std.
+
+    Every choice comes from uniform numbers that a generator of its own draws at once: the same seed gives the same views on the same
+    kind of device, and the random state outside is left as it was. The rest is a pure function of fixed shapes, and no value is read on
+    the host. compile_for: the batch size for which it is compiled into one graph (the first call then takes a while); None: not at all.
+    """
+
+    def __init__(
+        self,
+        views: list[View],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        dtype: torch.dtype = torch.float32,
+        compile_for: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.groups = [(view, len(list(equal))) for view, equal in groupby(views)]  # equal views are made as one larger batch
+        self.mean, self.std, self.dtype, self.compile_for = mean, std, dtype, compile_for
+        # nothing is compiled before it is called; the option has each plane written straight to its place in the view
+        self.compiled = torch.compile(self.make, dynamic=False, fullgraph=True, options={"max_pointwise_cat_inputs": 0})
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, seed: int, rows: Tensor | None = None) -> list[Tensor]:
+        rows = torch.arange(len(images), device=images.device) if rows is None else rows
+        generator = torch.Generator(images.device).manual_seed(seed)
+        count = sum(n for _, n in self.groups)
+        u = torch.rand(count, len(rows), NUMBERS, generator=generator, device=images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            if len(rows) == self.compile_for:
+                return self._compiled(images, rows, u)
+            size = max(1, IN_CACHE // self.groups[0][0].size ** 2) if images.device.type == "cpu" else len(rows)
+            parts = [self.make(images, r, n) for r, n in zip(rows.split(size), u.split(size, 1), strict=True)]
+            return [torch.cat(views) for views in zip(*parts, strict=True)]
+
+    def _compiled(self, images: Tensor, rows: Tensor, u: Tensor) -> list[Tensor]:
+        try:
+            return self.compiled(images, rows, u)
+        except torch._dynamo.exc.TorchDynamoException as e:  # no working compiler on this machine, most often
+            reason = str(e).strip().splitlines()[0]
+            log.warning("views are made without the compiler, which failed here (augment.compile=false skips it): %s", reason)
+            self.compile_for = None
+            return self.make(images, rows, u)
+
+    def make(self, images: Tensor, rows: Tensor, u: Tensor) -> list[Tensor]:
+        """The views of images [N, 3, H, W] at `rows` [B] that the uniform numbers u [V, B, NUMBERS] decide."""
+        views: list[Tensor] = []
+        for view, count in self.groups:
+            rgb = make_view(images, rows.repeat(count), u[len(views) : len(views) + count].flatten(0, 1), view)
+            planes = [((x - m) * (1 / s)).to(self.dtype) for x, m, s in zip(rgb, self.mean, self.std, strict=True)]
+            # channels_last: convolutions are a third faster with it on CPUs, and on GPUs in half precision
+            views += torch.stack(planes, -1).permute(0, 3, 1, 2).chunk(count)
+        return views
+
+
+def make_view(images: Tensor, rows: Tensor, u: Tensor, view: View) -> Planes:
+    """One view of each image at `rows` [B], on [0, 1], as the uniform numbers u [B, NUMBERS] decide: operations in the order of View."""
+    height, width = images.shape[-2:]
+    bright, contrast, saturated, hue, order, jittered, gray, sigma, blurred, solarized = u[:, :10].unbind(1)
+    box = draw_box(u[:, 10:], height, width, view.scale, view.ratio, view.flip)
+    rgb = resample(images, rows, box, view.size, view.interpolation, view.antialias, view.largest(height, width))
+    if view.jitter_p:
+        strengths = (view.brightness, bright), (view.contrast, contrast), (view.saturation, saturated)
+        b, c, s = (between(max(0.0, 1 - amplitude), 1 + amplitude, n) for amplitude, n in strengths)
+        orders = (order * len(ORDERS)).long().clamp(max=len(ORDERS) - 1)
+        rgb = select(jittered < view.jitter_p, jitter(rgb, orders, b, c, s, between(-view.hue, view.hue, hue)), rgb)
+    if view.gray:
+        rgb = grayscale(rgb, gray < view.gray)
+    if view.blur_p:
+        rgb = blur(rgb, between(*view.blur_sigma, sigma), blurred < view.blur_p, view.blur_kernel)
+    if view.solarize_p:
+        rgb = solarize(rgb, solarized < view.solarize_p, view.solarize_threshold)
+    return rgb
+
+
+def between(low: float, high: float, u: Tensor) -> Tensor:
+    return low + (high - low) * u
