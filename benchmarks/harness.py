@@ -1,0 +1,117 @@
+"""What every benchmark shares: interleaved rounds, medians and their spread, and a JSON, a Markdown table and a plot of what was found.
+
+Alternatives are timed in turn within each round, so that a machine that slows down slows all of them. A figure is the median over
+rounds; the spread of a ratio, (highest - lowest) / median, tells how far to trust it, and a result that differs by more than it may
+is written with `"too_busy": true` and reported as a failure.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl_zoo.reports.summary import versions
+
+Rounds = dict[str, list[float]]
+
+
+def arguments(description: str, **defaults: Any) -> argparse.Namespace:
+    """OUT, --device, --threads, and an option for each default, of its type (a list takes several values)."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder for the results")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    for name, value in defaults.items():
+        many = isinstance(value, list)
+        kind = type(value[0]) if many else type(value)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=value, nargs="+" if many else None)
+    found = parser.parse_args()
+    torch.set_num_threads(found.threads)
+    found.out.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def now(device: str) -> float:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def interleaved(kinds: dict[str, Callable[[], float]], rounds: int, warmup: int = 1) -> Rounds:
+    """Seconds that each alternative reports for a round of it, `rounds` times in turn after `warmup` rounds that do not count."""
+    seconds: Rounds = {k: [] for k in kinds}
+    for number in range(warmup + rounds):
+        for kind, run in kinds.items():
+            found = run()
+            if number >= warmup:
+                seconds[kind].append(found)
+    return seconds
+
+
+def timed(run: Callable[[], Any], device: str, times: int = 1) -> Callable[[], float]:
+    """A round of `times` calls, as the seconds of one."""
+
+    def round_of() -> float:
+        start = now(device)
+        for _ in range(times):
+            run()
+        return (now(device) - start) / times
+
+    return round_of
+
+
+def ratio(seconds: Rounds, of: str, to: str) -> dict[str, float]:
+    """How many times as long `of` takes as `to`: the median over rounds of the ratio in each, and its spread."""
+    ratios = [a / b for a, b in zip(seconds[of], seconds[to], strict=True)]
+    middle = statistics.median(ratios)
+    return {"ratio": round(middle, 4), "spread": round((max(ratios) - min(ratios)) / middle, 3)}
+
+
+def medians(seconds: Rounds) -> dict[str, float]:
+    return {k: statistics.median(v) for k, v in seconds.items()}
+
+
+def facts(device: str) -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else "CPU"
+    return {"device": name, "threads": torch.get_num_threads(), "versions": versions()}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows of equal keys as a Markdown table."""
+    head = list(rows[0])
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(str(r.get(k, "")) for k in head) + " |" for r in rows)]) + "\n"
+
+
+def write(
+    out: Path, name: str, result: dict[str, Any], rows: list[dict[str, Any]], bars: dict[str, float], unit: str, worst: float
+) -> None:
+    """<name>.json, <name>.md and <name>.png in `out`. bars: what the plot shows, in `unit`. worst: the largest spread in it; more than a
+    quarter ends the program with a failure, after everything is written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    busy = worst > 0.25
+    (out / f"{name}.json").write_text(json.dumps(result | {"worst_spread": round(worst, 3), "too_busy": busy}, indent=2) + "\n")
+    (out / f"{name}.md").write_text(table(rows))
+    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.34 * len(bars)), layout="constrained")
+    axes.barh(list(bars), list(bars.values()), color="#4269d0")
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.bar_label(axes.containers[0], fmt="{:,.3g}", padding=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.12)
+    figure.savefig(out / f"{name}.png", dpi=130)
+    print(table(rows))
+    print(f"{out}/{name}.json, .md, .png")
+    if busy:
+        sys.exit(f"Rounds differ by {worst:.0%}: this machine is too busy for a figure.")
