@@ -1,61 +1,41 @@
-"""How near a training step comes to its ceiling: forward, backward and optimizer alone on views that already lie on the device.
+"""Where the time of a training step goes: the model, the augmentation, the data, the framework.
 
-    python benchmarks/step.py backbone=tiny dataset=shapes batch_size=256
+    python benchmarks/step.py OUT --set backbone=tiny dataset=cifar10 batch_size=256
 
-Takes the overrides of `ssl-zoo`. Interleaves rounds of the whole step (loader, augmentation, model, optimizer) and of the ceiling,
-so that a machine that slows down slows both; prints medians, their ratio and its spread as JSON, and refuses a ratio that differs
-by more than a quarter between rounds.
+--set takes the overrides of `ssl-zoo`. In one process and in turn, over the same model and images:
+whole     steps of the Trainer with the callbacks of a run (probe, health, progress, throughput), evaluation left out
+bare      the same steps as a plain loop: batch, views, loss, backward, optimizer
+ceiling   the bare loop on views that already lie on the device
+views     batch and views alone;  data: the batch alone
+The tax of the framework is whole / bare - 1, that of augmentation and data 1 - ceiling / bare.
 """
 
-import json
-import statistics
-import sys
-import time
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import lightning.pytorch as L
 import torch
+from harness import arguments, facts, medians, now, ratio, timed, write
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
-from ssl_zoo.build import build_data, build_method
+from ssl_zoo.build import build_data, build_method, build_trainer, precision
+from ssl_zoo.callbacks.health import Health
+from ssl_zoo.callbacks.probe import OnlineProbe
+from ssl_zoo.callbacks.progress import RunProgress
+from ssl_zoo.callbacks.stop import Place, Stop
+from ssl_zoo.callbacks.throughput import Throughput
 from ssl_zoo.config import compose
 from ssl_zoo.data.loader import Loader
+from ssl_zoo.methods.base import Method
 from ssl_zoo.optim.build import build_optimizer
-from ssl_zoo.reports.summary import versions
-
-ROUNDS, STEPS, WARMUP, SPREAD = 7, 8, 3, 0.25
+from ssl_zoo.train import quieten
 
 
-def main() -> None:
-    config = compose("train", sys.argv[1:])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = build_data(config)
-    method = build_method(config, data).to(device)
-    optimizer = build_optimizer(method, dict(config.optimizer))
-    loader = Loader(data.train, config.batch_size, config.seed, device, resident=config.data.resident)
-    batches = endless(loader)
-    still = [v.clone() for v in method.augment(next(batches)["image"], 0)]
-
-    def step(views: list[torch.Tensor]) -> None:
-        optimizer.zero_grad()
-        method.step(views, {})["loss"].backward()
-        optimizer.step()
-
-    kinds: dict[str, Callable[[], None]] = {
-        "whole": lambda: step(method.augment(next(batches)["image"], 1)),
-        "ceiling": lambda: step(still),
-        "augment": lambda: method.augment(next(batches)["image"], 1),
-    }
-    seconds: dict[str, list[float]] = {k: [] for k in kinds}
-    for number in range(WARMUP + ROUNDS):
-        for kind, run in kinds.items():
-            start = clock(device)
-            for _ in range(STEPS):
-                run()
-            if number >= WARMUP:
-                seconds[kind].append((clock(device) - start) / STEPS)
-    report(config.batch_size, seconds, str(device))
-
-
-def endless(loader: Loader):
+def endless(loader: Loader) -> Iterator[dict[str, Tensor]]:
     epoch = 0
     while True:
         loader.set_epoch(epoch)
@@ -63,27 +43,123 @@ def endless(loader: Loader):
         epoch += 1
 
 
-def clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+class Contest(Callback):
+    """Every `steps` steps of the Trainer: note how long they took, then run a round of each alternative; ends training after `rounds`."""
+
+    def __init__(self, others: dict[str, Any], steps: int, rounds: int, device: str, warmup: int = 2) -> None:
+        self.seconds: dict[str, list[float]] = {k: [] for k in ("whole", *others)}
+        self.others, self.steps, self.rounds, self.device, self.warmup = others, steps, rounds, device, warmup
+        self.number, self.done, self.start = 0, 0, 0.0
+
+    def on_train_start(self, *args: Any) -> None:
+        self.start = now(self.device)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self.done += 1
+        if self.done % self.steps:
+            return
+        found = {"whole": (now(self.device) - self.start) / self.steps}
+        found |= {k: run() for k, run in self.others.items()}
+        if self.number >= self.warmup:
+            for k, v in found.items():
+                self.seconds[k].append(v)
+        self.number += 1
+        trainer.should_stop = self.number >= self.warmup + self.rounds
+        self.start = now(self.device)
 
 
-def report(batch_size: int, seconds: dict[str, list[float]], device: str) -> None:
-    median = {k: statistics.median(v) for k, v in seconds.items()}
-    ratios = [c / w for c, w in zip(seconds["ceiling"], seconds["whole"], strict=True)]
-    spread = (max(ratios) - min(ratios)) / statistics.median(ratios)
-    found = {
-        "images_per_s": {k: round(batch_size / m, 1) for k, m in median.items()},
-        "whole_over_ceiling": round(statistics.median(ratios), 3),
-        "spread": round(spread, 3),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
+def alternatives(method: Method, config: Any, loader: Loader, device: str, steps: int) -> dict[str, Any]:
+    optimizer = build_optimizer(method, dict(config.optimizer), fused=True)
+    half = str(precision(config)).startswith("bf16")
+    batches = endless(loader)
+    still: list[Tensor] = []
+
+    def views() -> list[Tensor]:
+        batch = next(batches)
+        made = method.augment(batch["image"], 1) if "image" in batch else method.augment(batch["pixels"], 1, batch["index"])
+        return made
+
+    def step(x: list[Tensor]) -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext():
+            loss = method.step(x, {})["loss"]
+        loss.backward()
+        optimizer.step()
+        method.after_step()
+
+    def ceiling() -> None:
+        if not still:
+            still.extend(v.clone() for v in views())
+        step(still)
+
+    kinds = {"bare": lambda: step(views()), "ceiling": ceiling, "views": views, "data": lambda: next(batches)}
+    return {k: timed(torch.enable_grad()(run), device, steps) for k, run in kinds.items()}
+
+
+def main() -> None:
+    options = arguments(__doc__, set=["backbone=tiny"], rounds=9, steps=8)
+    quieten()
+    config = compose("train", [*options.set, "epochs=1000000", "trainer.devices=1"])
+    config.trainer.accelerator = "gpu" if options.device == "cuda" else "cpu"
+    config.augment.compile = True if config.augment.compile == "auto" else config.augment.compile
+    data = build_data(config)
+    method = build_method(config, data)
+    loaders = [
+        Loader(data.train, config.batch_size, config.seed, options.device, resident=config.data.resident, gather=False) for _ in range(2)
+    ]
+    contest = Contest(
+        alternatives(method, config, loaders[1], options.device, options.steps), options.steps, options.rounds, options.device
+    )
+    probe = OnlineProbe(method.backbone.num_features, data.train.num_classes) if data.train.labels is not None else None
+    with TemporaryDirectory() as folder:
+        callbacks = [
+            Throughput(),
+            *([probe] if probe else []),
+            Health(),
+            RunProgress(),
+            Stop(f"{folder}/last.ckpt"),
+            Place(loaders[0]),
+            contest,
+        ]
+        trainer = build_trainer(config, Path(folder), callbacks)
+        if config.trainer.compile:
+            method.backbone.compile()
+        trainer.fit(method, loaders[0])
+    seconds = contest.seconds
+    middle = medians(seconds)
+    whole, top = ratio(seconds, "whole", "bare"), ratio(seconds, "ceiling", "bare")
+    result = facts(options.device) | {
+        "command": " ".join(options.set),
+        "batch_size": config.batch_size,
+        "milliseconds_per_step": {k: round(v * 1e3, 2) for k, v in middle.items()},
+        "images_per_s": {k: round(config.batch_size / v, 1) for k, v in middle.items()},
+        "framework_tax_percent": round((whole["ratio"] - 1) * 100, 2),
+        "augmentation_and_data_tax_percent": round((1 - top["ratio"]) * 100, 2),
+        "of_the_ceiling_percent": round(ratio(seconds, "ceiling", "whole")["ratio"] * 100, 1),
+        "spread": {"framework": whole["spread"], "ceiling": top["spread"]},
     }
-    print(json.dumps(found, indent=2))
-    if spread > SPREAD:
-        sys.exit(f"The rounds differ by {spread:.0%}: this machine is too busy for a figure.")
+    if options.device == "cuda":
+        result["peak_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    rows = [
+        {
+            "": k,
+            "ms / step": f"{v * 1e3:.1f}",
+            "images/s": f"{config.batch_size / v:,.0f}",
+            "share of the whole step": f"{v / middle['whole']:.1%}",
+        }
+        for k, v in middle.items()
+    ]
+    name = "-".join(str(w).split("=")[-1] for w in options.set)
+    write(
+        options.out,
+        f"step-{options.device}-{name}",
+        result,
+        rows,
+        result["milliseconds_per_step"],
+        "milliseconds per step",
+        whole["spread"],
+    )
+    print({k: v for k, v in result.items() if k.endswith("percent")})
 
 
 if __name__ == "__main__":
