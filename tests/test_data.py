@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing as mp
 import os
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -18,10 +19,10 @@ from PIL import Image
 
 from ssl_zoo.data import decode as D
 from ssl_zoo.data.downloads import Torchvision
-from ssl_zoo.data.folder import Folder
+from ssl_zoo.data.folder import Files, Folder
 from ssl_zoo.data.images import Images, held_out
 from ssl_zoo.data.loader import Loader, permutation
-from ssl_zoo.data.parquet import Parquet
+from ssl_zoo.data.parquet import Parquet, Rows
 from ssl_zoo.data.shapes import Shapes
 from ssl_zoo.errors import UserError
 
@@ -30,6 +31,24 @@ def picture(colour=(200, 30, 90), size=(40, 30), mode="RGB", form="PNG", **optio
     out = io.BytesIO()
     Image.new("RGB", size, colour).convert(mode).save(out, form, **options)
     return out.getvalue()
+
+
+class Bytes:
+    """Encoded images in memory."""
+
+    blocks = None
+
+    def __init__(self, *data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def name(self, row):
+        return f"picture {row}"
+
+    def read(self, row):
+        return self.data[row]
 
 
 def write(folder, name, data):
@@ -97,7 +116,7 @@ def test_canvas_is_the_centre():
 def test_wild_bytes_are_an_image_or_a_reason(data, cut):
     whole = picture()
     for wild in (data, whole[: len(whole) // (cut + 1)], whole[:20] + data + whole[20:]):
-        result = D._decode_one(lambda wild=wild: wild, 16)
+        result = D._decode_one(Bytes(wild), 0, 16)
         assert (isinstance(result, np.ndarray) and result.shape == (3, 16, 16)) or (
             isinstance(result, str) and result and "\n" not in result
         )
@@ -422,6 +441,21 @@ def test_the_split_is_a_word_of_the_path(tmp_path, train, test):
     write_parquet(tmp_path / test, 3)
     source = Parquet(str(tmp_path))
     assert (len(source.load("train")), len(source.load("test"))) == (4, 3)
+
+
+def test_encoded_rows_travel_to_another_process(tmp_path):
+    write_parquet(tmp_path / "a.parquet", 8)
+    write(tmp_path, "x/ü.png", picture())
+    rows, files = Rows((tmp_path / "a.parquet",), "image"), Files(tmp_path, ["x/ü.png", "gone.png"])
+    whole = [rows.read(i) for i in range(8)]
+    for source in (rows, pickle.loads(pickle.dumps(rows))):
+        assert [source.read(i) for i in range(8)] == whole
+        assert (source.blocks, source.name(7)) == ([3, 3, 2], "row 7")
+    for source in (files, pickle.loads(pickle.dumps(files))):
+        assert (len(source), source.name(0), source.name(1), source.blocks) == (2, "x/ü.png", "gone.png", None)
+        assert source.read(0) == picture()
+        with pytest.raises(OSError, match="gone"):
+            source.read(1)
 
 
 def test_bad_parquet_is_said(tmp_path):

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
+from ssl_zoo.data.encoded import Encoded
 from ssl_zoo.errors import UserError
 
 log = logging.getLogger("ssl_zoo")
@@ -54,12 +54,12 @@ def fit(image: Image.Image, canvas: int) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def sizes(read: Sequence[Callable[[], bytes]]) -> tuple[int, int]:
+def sizes(files: Encoded) -> tuple[int, int]:
     """(size of a view, canvas) that suit these files: their own shorter side up to 128 px, else 224 cut from 256."""
     found = []
-    for i in range(0, len(read), max(1, len(read) // 64)):
+    for row in range(0, len(files), max(1, len(files) // 64)):
         try:
-            found.append(min(Image.open(io.BytesIO(read[i]())).size))
+            found.append(min(Image.open(io.BytesIO(files.read(row))).size))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue
     if not found:
@@ -73,42 +73,39 @@ def canvas_for(image_size: int) -> int:
     return image_size if image_size <= SMALL else round(image_size * 8 / 7)
 
 
-def decode(
-    names: Sequence[str], read: Sequence[Callable[[], bytes]], image_size: int | None, cache: Path
-) -> tuple[Tensor, list[int], list[str], int]:
-    """Decode files, or find them decoded. Returns (pixels uint8 [n, 3, S, S], indices that decoded [n], skipped, view size).
+def decode(files: Encoded, image_size: int | None, cache: Path) -> tuple[Tensor, list[int], list[str], int]:
+    """Decode files, or find them decoded. Returns (pixels uint8 [n, 3, S, S], rows that decoded [n], skipped, view size).
 
-    names: shown for files that cannot be read. read: one function per file that gives its bytes. Pixels are memory-mapped from
-    `cache`, written whole or not at all; two processes may decode at once.
+    Pixels are memory-mapped from `cache`, written whole or not at all; two processes may decode at once.
     """
-    view, canvas = sizes(read) if image_size is None else (image_size, canvas_for(image_size))
-    folder = cache / f"images-{_fingerprint(names, read, canvas)}"
+    view, canvas = sizes(files) if image_size is None else (image_size, canvas_for(image_size))
+    folder = cache / f"images-{_fingerprint(files, canvas)}"
     if not _complete(folder):
-        _fill(folder, names, read, canvas)
+        _fill(folder, files, canvas)
     meta = json.loads((folder / "meta.json").read_text())
-    skipped = [f"{names[i]}: {reason}" for i, reason in meta["skipped"]]  # the same files may have other names by now
+    skipped = [f"{files.name(i)}: {reason}" for i, reason in meta["skipped"]]  # the same files may have other names by now
     for line in skipped[:20]:
         log.warning("skipped %s", line)
     if skipped:
-        log.warning("%d of %d files could not be read and were skipped", len(skipped), len(names))
+        log.warning("%d of %d files could not be read and were skipped", len(skipped), len(files))
     if not meta["kept"]:
         first = f" (the first: {skipped[0]})" if skipped else ""
-        raise UserError(f"None of the {len(names)} files could be read as an image{first}: check dataset.path.")
+        raise UserError(f"None of the {len(files)} files could be read as an image{first}: check dataset.path.")
     pixels = np.memmap(folder / "pixels.u8", dtype=np.uint8, mode="c", shape=(len(meta["kept"]), 3, canvas, canvas))
     return torch.from_numpy(pixels), meta["kept"], skipped, view
 
 
-def _fingerprint(names: Sequence[str], read: Sequence[Callable[[], bytes]], canvas: int) -> str:
-    digest = hashlib.blake2b(f"{VERSION} {canvas} {len(names)}".encode(), digest_size=12)
+def _fingerprint(files: Encoded, canvas: int) -> str:
+    digest = hashlib.blake2b(f"{VERSION} {canvas} {len(files)}".encode(), digest_size=12)
     with ThreadPoolExecutor() as pool:
-        for part in pool.map(_hash_of, read, chunksize=64):
+        for part in pool.map(lambda row: _hash_of(files, row), range(len(files))):
             digest.update(part)
     return digest.hexdigest()
 
 
-def _hash_of(read: Callable[[], bytes]) -> bytes:
+def _hash_of(files: Encoded, row: int) -> bytes:
     try:
-        return hashlib.blake2b(read(), digest_size=16).digest()
+        return hashlib.blake2b(files.read(row), digest_size=16).digest()
     except (OSError, ValueError):  # a damaged parquet row group is a ValueError
         return b"unreadable"
 
@@ -121,15 +118,15 @@ def _complete(folder: Path) -> bool:
         return False
 
 
-def _decode_one(read: Callable[[], bytes], canvas: int) -> np.ndarray | str:
+def _decode_one(files: Encoded, row: int, canvas: int) -> np.ndarray | str:
     try:
-        data = read()
+        data = files.read(row)
         return fit(to_rgb(data), canvas) if data else "empty file"
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as e:
         return next(iter(str(e).split("<_io")[0].strip().splitlines()), "") or type(e).__name__
 
 
-def _fill(folder: Path, names: Sequence[str], read: Sequence[Callable[[], bytes]], canvas: int) -> None:
+def _fill(folder: Path, files: Encoded, canvas: int) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
@@ -140,9 +137,9 @@ def _fill(folder: Path, names: Sequence[str], read: Sequence[Callable[[], bytes]
     kept, skipped = [], []
     try:
         with ThreadPoolExecutor() as pool, open(part / "pixels.u8", "wb") as out:
-            for start in range(0, len(read), 1024):  # in slices, so that decoded images do not pile up in memory
-                some = range(start, min(start + 1024, len(read)))
-                for i, result in zip(some, pool.map(lambda i: _decode_one(read[i], canvas), some), strict=True):
+            for start in range(0, len(files), 1024):  # in slices, so that decoded images do not pile up in memory
+                some = range(start, min(start + 1024, len(files)))
+                for i, result in zip(some, pool.map(lambda i: _decode_one(files, i, canvas), some), strict=True):
                     if isinstance(result, str):
                         skipped.append((i, result))
                     else:

@@ -4,9 +4,9 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ssl_zoo.data.decode import cache_dir, decode
@@ -36,8 +36,25 @@ def find(root: Path, leave_out: Sequence[str] = ()) -> tuple[list[str], list[str
     return sorted(images, key=lambda n: n.split(os.sep)), sorted(others)
 
 
-def read_file(path: Path) -> bytes:
-    return path.read_bytes()
+class Files:
+    """Image files below `root` by row number. The names are one block of bytes: as objects, ten million would take gigabytes."""
+
+    blocks = None
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self.root = str(root)
+        parts = [os.fsencode(n) for n in names]
+        self.text, self.ends = b"".join(parts), np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def name(self, row: int) -> str:
+        return os.fsdecode(self.text[self.ends[row] : self.ends[row + 1]])
+
+    def read(self, row: int) -> bytes:
+        with open(os.path.join(self.root, self.name(row)), "rb") as file:
+            return file.read()
 
 
 class Folder:
@@ -99,7 +116,7 @@ class Folder:
             left += [f"{n}: beside the folder {root.name}, not in it" for n in self.beside]
         if left:
             log.warning("%d other files or folders in %s were left out: %s", len(left), root, ", ".join(left[:5]))
-        pixels, kept, skipped, size = decode(names, [partial(read_file, root / n) for n in names], self.image_size, self.cache)
+        pixels, kept, skipped, size = decode(Files(root, names), self.image_size, self.cache)
         labels = self._labels([names[i] for i in kept])
         unknown = sorted({Path(n).parts[0] for n in names if len(Path(n).parts) > 1} - set(self.classes)) if self.classes else []
         if unknown:

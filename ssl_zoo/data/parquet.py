@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from ssl_zoo.data.decode import cache_dir, decode
 from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
 from ssl_zoo.data.labels import Classes
 from ssl_zoo.errors import UserError
+
+GROUPS = 2  # row groups in memory at a time
 
 
 def split_of(file: Path) -> str:
@@ -69,9 +70,7 @@ class Parquet:
     def _load(self, files: tuple[Path, ...]) -> Images:
         labels = self._labels(files)
         captions = self._read(files, self.columns[2])
-        rows = _Rows(files, self.columns[0])
-        names = [f"row {i}" for i in range(len(rows))]
-        pixels, kept, skipped, size = decode(names, [partial(rows.read, i) for i in range(len(rows))], self.image_size, self.cache)
+        pixels, kept, skipped, size = decode(Rows(files, self.columns[0]), self.image_size, self.cache)
         if captions is not None:
             captions = [[c] if isinstance(c, str) else list(c or []) for c in (captions[i] for i in kept)]
         classes = self._classes.names if self._classes else None
@@ -114,35 +113,49 @@ class Parquet:
         return table.column(column).to_pylist() if column in table.column_names else None
 
 
-class _Rows:
-    """The encoded images of some files by row number; a few row groups are in memory at a time."""
+class Rows:
+    """The encoded images of some files by row number, in blocks of a row group; a few row groups are in memory at a time."""
 
     def __init__(self, files: tuple[Path, ...], column: str) -> None:
-        self.column = column
-        self.groups = [(f, g) for f in files for g in range(pq.read_metadata(f).num_row_groups)]
-        counts = [pq.read_metadata(f).row_group(g).num_rows for f, g in self.groups]
-        self.starts = [0, *itertools.accumulate(counts)]
-        self.folders = {f: f.parent for f in files}
+        self.column, self.files = column, files
+        counts = [(f, [m.row_group(g).num_rows for g in range(m.num_row_groups)]) for f, m in ((f, pq.read_metadata(f)) for f in files)]
+        self.groups = [(n, g) for n, (_, rows) in enumerate(counts) for g in range(len(rows))]  # (number of the file, its row group)
+        self.blocks = [count for _, rows in counts for count in rows]
+        self.starts = [0, *itertools.accumulate(self.blocks)]
+        self._open()
+
+    def _open(self) -> None:
         self.lock = threading.Lock()
-        self.group = functools.lru_cache(maxsize=2)(self._group)
+        self.group = functools.lru_cache(maxsize=GROUPS)(self._group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("lock", "group")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
 
     def __len__(self) -> int:
         return self.starts[-1]
 
+    def name(self, row: int) -> str:
+        return f"row {row}"
+
     def _group(self, number: int) -> pa.ChunkedArray:
         file, group = self.groups[number]
-        return pq.ParquetFile(file).read_row_group(group, columns=[self.column]).column(self.column)
+        return pq.ParquetFile(self.files[file]).read_row_group(group, columns=[self.column]).column(self.column)
 
     def read(self, row: int) -> bytes:
-        """The encoded image of a row; OSError where there is none."""
+        """The encoded image of a row; OSError or ValueError (of a damaged row group) where there is none."""
         number = bisect.bisect_right(self.starts, row) - 1
         with self.lock:
-            value = self.group(number)[row - self.starts[number]].as_py()
+            group = self.group(number)
+        value = group[row - self.starts[number]].as_py()
         if isinstance(value, dict):
             if value.get("bytes"):
                 return value["bytes"]
             if value.get("path"):
-                return (self.folders[self.groups[number][0]] / value["path"]).read_bytes()
+                return (self.files[self.groups[number][0]].parent / value["path"]).read_bytes()
         if isinstance(value, bytes):
             return value
         raise OSError("the row holds no image")
