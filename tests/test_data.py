@@ -17,11 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl_zoo.data import decode as D
+from ssl_zoo.data import pixels as D
+from ssl_zoo.data.cache import Cache
 from ssl_zoo.data.downloads import Torchvision
 from ssl_zoo.data.folder import Files, Folder
 from ssl_zoo.data.images import Images, held_out
-from ssl_zoo.data.loader import Loader, permutation
+from ssl_zoo.data.loader import Loader
+from ssl_zoo.data.order import permutation
 from ssl_zoo.data.parquet import Parquet, Rows
 from ssl_zoo.data.shapes import Shapes
 from ssl_zoo.errors import UserError
@@ -116,7 +118,7 @@ def test_canvas_is_the_centre():
 def test_wild_bytes_are_an_image_or_a_reason(data, cut):
     whole = picture()
     for wild in (data, whole[: len(whole) // (cut + 1)], whole[:20] + data + whole[20:]):
-        result = D._decode_one(Bytes(wild), 0, 16)
+        result = D.decode_row(Bytes(wild), 0, 16)
         assert (isinstance(result, np.ndarray) and result.shape == (3, 16, 16)) or (
             isinstance(result, str) and result and "\n" not in result
         )
@@ -269,7 +271,7 @@ def test_the_cache_follows_the_content(tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     load = lambda: Folder(str(tmp_path / "in"), cache=str(cache)).load("train").pixels  # noqa: E731
     first = load()
-    monkeypatch.setattr(D, "_fill", lambda *a: pytest.fail("decoded twice"))
+    monkeypatch.setattr(Cache, "_fill", lambda *a: pytest.fail("decoded twice"))
     assert torch.equal(load(), first)
     monkeypatch.undo()
     before = os.stat(tmp_path / "in" / "a.png")
@@ -278,7 +280,7 @@ def test_the_cache_follows_the_content(tmp_path, monkeypatch):
     write(tmp_path / "in", "b.png", changed)
     os.utime(tmp_path / "in" / "a.png", (before.st_atime, before.st_mtime))
     assert int(load()[0, 0, 0, 0]) == 90
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("images-*"))) == 2
 
 
 def test_skipped_files_have_the_names_they_have_now(tmp_path):
@@ -319,7 +321,7 @@ def test_two_processes_may_decode_at_once(tmp_path):
     assert [queue.get(timeout=120) for _ in workers] == [27, 27]
     for w in workers:
         w.join()
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("images-*"))) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path):
