@@ -59,7 +59,8 @@ def test_metrics_have_split_and_unit(finished):
     run, _ = finished
     found = rows(run)
     assert {"step", "epoch", "train/loss", "train/lr", "eval/knn_top1", "eval/online_linear_top1", "health/effective_rank",
-            "health/feature_std", "health/alignment", "health/uniformity", "speed/images_per_s", "speed/data_wait"} == set(found[0])  # fmt: skip
+            "health/feature_std", "health/alignment", "health/uniformity", "speed/images_per_s",
+            "speed/data_wait"} == set(found[0])  # fmt: skip
     steps = [int(r["step"]) for r in found]
     assert steps == sorted(set(steps))
     assert [r["step"] for r in found if r["eval/knn_top1"]] == ["5", "12"]
