@@ -17,8 +17,10 @@ class Throughput(Callback):
         self.seconds, self.waited, self.images = 0.0, 0.0, 0
         self._start, self._before, self._batches = 0.0, 0.0, 0
 
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._start, self._before, self._batches = self._now(module), self._waited(trainer), 0
+
+    on_train_epoch_start = on_train_start  # which a run that goes on within an epoch does not call
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
         self._batches += 1
