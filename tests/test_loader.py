@@ -208,7 +208,7 @@ class Deadly(Bytes):
 def test_a_killed_worker_is_one_clear_error():
     images = Images(OnDemand(Deadly(*[picture(size=(8, 8))] * 20), 8), None, None, 8)
     loader = Loader(images, 4, 0, workers=2, worker_kind="process")
-    with pytest.raises(UserError, match=r"process that decodes images ended .*set data\.workers"):
+    with pytest.raises(UserError, match=r"A data worker \(pid.*: set data\.workers lower, or data\.worker_kind=thread"):
         list(loader)
 
 
@@ -330,6 +330,9 @@ def test_runs_do_not_depend_on_who_decodes(cli, tmp_path):
     assert [s["data"]["source"].partition(" (")[2].partition(") ")[2] for s in found] == [
         "held on cpu", "decoded on demand", "decoded on demand with 2 processes"
     ]  # fmt: skip
+    assert cli("resume", "run=run1", "epochs=3").returncode == 0
+    found.append(json.loads((tmp_path / "run1" / "summary.json").read_text()))
+    found[3]["final"]["loss"] = found[0]["final"]["loss"]  # of another epoch
     for s in found[1:]:
         assert s["final"]["loss"] == pytest.approx(found[0]["final"]["loss"], rel=1e-5)
         assert s["baselines"] == found[0]["baselines"]

@@ -152,6 +152,8 @@ def test_an_interrupted_run_resumes_to_the_same_end(cli, tmp_path):
     assert all(torch.equal(v, b[k]) for k, v in a.items())
     losses = [[(r["step"], r["train/loss"]) for r in rows(tmp_path / r) if r["train/loss"]] for r in ("whole", "cut")]
     assert losses[0] == losses[1]
+    seconds = json.loads((tmp_path / "cut" / "summary.json").read_text())["seconds"]
+    assert seconds["training"] < seconds["total"]
 
 
 @pytest.mark.slow

@@ -90,8 +90,8 @@ def worker_error(e: RuntimeError) -> UserError | None:
     """What to say of a worker process that was killed, which torch may raise at any line of the training process; None for other errors."""
     if "DataLoader worker" not in str(e):
         return None
-    reason = " ".join(str(e).split("DataLoader worker", 1)[1].split())[:200]
-    return UserError(f"A process that decodes images ended (worker {reason}): set data.workers to fewer or data.worker_kind=thread.")
+    reason = " ".join(str(e).split("DataLoader worker", 1)[1].split())[:200].rstrip(". ")
+    return UserError(f"A data worker {reason}: set data.workers lower, or data.worker_kind=thread.")
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -79,7 +79,7 @@ class Images:
         chosen = (
             sample(len(self), self.pixels.blocks, 500) if isinstance(self.pixels, OnDemand) else spread(len(self), min(5000, len(self)))
         )
-        for index in chosen.split(256):
+        for index in chosen.split(min(256, max(1, 5_000_000 // self.pixels.shape[1:].numel()))):  # float64 takes 40 MB
             x = self.pixels[index].to(torch.float64) / 255
             count += x.numel() // 3
             first += x.sum((0, 2, 3))
