@@ -17,6 +17,7 @@ from PIL import Image
 from ssl_zoo.data import pixels as D
 from ssl_zoo.data.downloads import Torchvision
 from ssl_zoo.data.folder import Files, Folder
+from ssl_zoo.data.loader import Loader
 from ssl_zoo.data.parquet import Parquet, Rows
 from ssl_zoo.data.shapes import Shapes
 from ssl_zoo.errors import UserError
@@ -267,6 +268,20 @@ def test_hugging_face_layout(tmp_path):
     assert train.pixels[:, 0, 0, 0].tolist() == [10 * i for i in range(8)] * 2
     assert train.captions[3] == ["a cat", "one"]
     assert test.captions is None
+
+
+def test_an_epoch_opens_each_row_group_once(tmp_path, monkeypatch):
+    image = [{"bytes": picture((i, 0, 0), size=(8, 8)), "path": None} for i in range(240)]
+    pq.write_table(pa.table({"image": image}), tmp_path / "train.parquet", row_group_size=3)
+    opened, read = [], pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda self, group, **k: opened.append(group) or read(self, group, **k))
+    images = Parquet(str(tmp_path), image_size=8, test_share=0.1, decoded=False).load("train")
+    loader = Loader(images, 8, 0, workers=2, worker_kind="thread")
+    for epoch in range(2):
+        opened.clear()
+        loader.set_epoch(epoch)
+        assert len({int(i) for b in loader for i in b["index"]}) == 216
+        assert len(opened) <= 80 + 32  # of 80, of which the last epoch may have left some in memory
 
 
 def test_one_file_holds_its_test_images_out(tmp_path):

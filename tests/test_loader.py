@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -205,6 +206,12 @@ class Deadly(Bytes):
         return super().read(row)
 
 
+def test_workers_end_with_the_last_batch():
+    for b, batch in enumerate(loader := Loader(encoded(20), 4, 0, workers=2, worker_kind="process")):
+        assert len(multiprocessing.active_children()) == (0 if b + 1 == len(loader) else 2)
+        assert torch.equal(batch["image"][:, 0, 0, 0].long(), 5 * batch["index"])
+
+
 def test_a_killed_worker_is_one_clear_error():
     images = Images(OnDemand(Deadly(*[picture(size=(8, 8))] * 20), 8), None, None, 8)
     loader = Loader(images, 4, 0, workers=2, worker_kind="process")
@@ -307,7 +314,7 @@ def test_the_wait_for_batches_adds_up(monkeypatch):
     for _ in range(10):
         next(ticks)  # the step itself
     assert len(list(batches)) == 4
-    assert loader.waited == 1 + 4 + 1  # the last one finds the end
+    assert loader.waited == 5
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Batches of a stateless order: of images that lie on the device where they fit, mapped from the cache, or decoded on demand."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
@@ -82,13 +82,14 @@ class Loader:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         seen, self._resume = self.seen if self._resume else 0, False
-        batches = self._batches(self._order()[seen + self.rank :: self.world_size], (self.total - seen) // self.global_batch)
-        while True:
+        count = (self.total - seen) // self.global_batch
+        batches = self._batches(self._order()[seen + self.rank :: self.world_size], count)
+        for left in reversed(range(count)):
             start = time.perf_counter()
-            batch = next(batches, None)
+            batch = next(batches)
             self.waited += time.perf_counter() - start
-            if batch is None:
-                return
+            if not left:
+                batches.close()  # workers end before the evaluation that may follow
             seen += self.global_batch
             self.seen = seen  # batches made ahead do not count
             yield batch
@@ -98,7 +99,7 @@ class Loader:
             return local_permutation(self.seed, self.epoch, self.blocks)
         return permutation(self.seed, self.epoch, self.total)
 
-    def _batches(self, order: Tensor, count: int) -> Iterator[dict[str, Tensor]]:
+    def _batches(self, order: Tensor, count: int) -> Generator[dict[str, Tensor], None, None]:
         """`count` batches of the images in `order`."""
         if self.resident:
             order = order.to(self.device)

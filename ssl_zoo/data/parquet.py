@@ -157,9 +157,9 @@ class Rows:
             if number not in self.held:
                 file, group = self.groups[number]
                 self.held[number] = pq.ParquetFile(self.files[file]).read_row_group(group, columns=[self.column]).column(self.column)
+                while len(self.held) > 1 and (len(self.held) > GROUPS or sum(g.nbytes for g in self.held.values()) > GROUP_BYTES):
+                    self.held.popitem(last=False)
             self.held.move_to_end(number)
-            while len(self.held) > 1 and (len(self.held) > GROUPS or sum(g.nbytes for g in self.held.values()) > GROUP_BYTES):
-                self.held.popitem(last=False)
             return self.held[number]
 
     def read(self, row: int) -> bytes:
