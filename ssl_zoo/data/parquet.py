@@ -21,8 +21,8 @@ from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
 from ssl_zoo.data.labels import Classes
 from ssl_zoo.errors import UserError
 
-GROUPS = 2 * BLOCKS  # row groups in memory at a time: those that an epoch mixes, and the next,
-GROUP_BYTES = 1 << 30  # but no more than a gigabyte of them
+GROUPS = 2 * BLOCKS  # row groups in memory at a time: those that an epoch mixes, and the next
+GROUP_BYTES = 1 << 30  # and no more of them than take a gigabyte
 
 
 def split_of(file: Path) -> str:
