@@ -156,6 +156,9 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
 
 
 def config_hash(config: DictConfig) -> str:
-    """A hash of everything that decides the result: the config without where it is written."""
+    """A hash of everything that decides the result: the config without where it is written and who loads the data. How data is decoded
+    is part of the data sets that it decides the order of.
+    """
     decisive = {k: v for k, v in plain(config).items() if k not in ("run", "out", "logger")}
+    decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in ("decoded", "workers", "worker_kind")}
     return hashlib.blake2b(json.dumps(decisive, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
