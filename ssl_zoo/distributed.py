@@ -100,6 +100,15 @@ def gather_uneven(x: Tensor) -> Tensor:
     return torch.cat([p[: int(s)] for p, s in zip(parts, sizes, strict=True)])
 
 
+def union(lines: list[str]) -> list[str]:
+    """The lines of all ranks, each once, sorted."""
+    parts: list[Any] = [lines]
+    if world_size() > 1:
+        parts = [None] * world_size()
+        dist.all_gather_object(parts, lines)
+    return sorted({line for part in parts for line in part})
+
+
 def fold_seed(*parts: int | str) -> int:
     """One 63-bit seed from several numbers or words, such as (seed, rank, step); neighbours give unrelated streams."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()

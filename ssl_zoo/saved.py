@@ -11,7 +11,7 @@ from ssl_zoo.checks import check_values, unknown
 from ssl_zoo.config import all_keys, check_complete, compose, is_known, parse, plain
 from ssl_zoo.errors import UserError
 
-RESUMABLE = ("epochs", "trust", "data.resident", "data.cache", "evaluation.", "logger.", "trainer.")
+RESUMABLE = ("epochs", "trust", "data.resident", "data.workers", "data.worker_kind", "data.cache", "evaluation.", "logger.", "trainer.")
 FIXED = ("trainer.devices", "trainer.num_nodes", "trainer.accumulate_grad_batches", "trainer.max_epochs")
 
 

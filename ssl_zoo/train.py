@@ -23,12 +23,17 @@ from ssl_zoo.callbacks.progress import RunProgress
 from ssl_zoo.callbacks.stop import Place, Stop, Stopped
 from ssl_zoo.callbacks.throughput import Throughput
 from ssl_zoo.config import plain
+from ssl_zoo.data.feed import worker_error
 from ssl_zoo.data.loader import Loader
+from ssl_zoo.data.ondemand import OnDemand
+from ssl_zoo.distributed import union
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.protocol import labelled_pair
 from ssl_zoo.export import save_backbone
 from ssl_zoo.reports.summary import write_summary
 from ssl_zoo.saved import save_config
+
+DECODE_ONCE = "; data.decoded=true decodes them once, into the cache"
 
 
 def quieten() -> None:
@@ -98,7 +103,12 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         trainer.global_rank,
         trainer.world_size,
         config.data.resident,
+        config.data.workers,
+        config.data.worker_kind,
+        trainer.num_devices,
     )
+    if trainer.is_global_zero:
+        print(f"data          {loader.about()}{DECODE_ONCE if isinstance(data.train.pixels, OnDemand) else ''}")
     trainer.callbacks.append(Place(loader))
     steps = -(-len(loader) // trainer.accumulate_grad_batches)
     steps = steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
@@ -111,14 +121,18 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         if not trainer.is_global_zero:
             return {}
         raise KeyboardInterrupt(f"{e} Continue with: ssl-zoo resume run={run}") from None
+    except RuntimeError as e:
+        if (ended := worker_error(e)) is None:
+            raise
+        raise ended from e
     if not evaluate.final:  # the run had been trained to its end, but not judged
         evaluate.on_train_end(trainer, method)
+    skipped = union([*data.train.skipped, *data.test.skipped])
     if not trainer.is_global_zero:
         return {}
 
     about = {"name": name, "image_size": data.train.image_size, "mean": data.mean, "std": data.std, "backbone": plain(config.backbone)}
     save_backbone(method.evaluated, run / "backbone.safetensors", about)
-    skipped = sorted({*data.train.skipped, *data.test.skipped})
     facts = {
         "name": name,
         "command": "\n".join(commands),
@@ -136,6 +150,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
             "skipped": skipped[:100],
             "skipped_count": len(skipped),
             "resident": loader.resident,
+            "source": loader.about(),
         },
     }
     facts |= {"run": str(run), "sync": sync_command(run)}
@@ -143,6 +158,9 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
 
 
 def config_hash(config: DictConfig) -> str:
-    """A hash of everything that decides the result: the config without where it is written."""
+    """A hash of everything that decides the result: the config without where it is written and who loads the data. How data is decoded
+    is part of the data sets that it decides the order of.
+    """
     decisive = {k: v for k, v in plain(config).items() if k not in ("run", "out", "logger")}
+    decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in ("decoded", "workers", "worker_kind")}
     return hashlib.blake2b(json.dumps(decisive, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

@@ -1,5 +1,6 @@
 """Shared helpers: golden values, the command in a process of its own, real images where they are."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from ssl_zoo.data.images import Images
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = Path(os.environ.get("SSL_ZOO_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -62,3 +66,39 @@ def needs(folder: str) -> Path:
     if not (REAL / folder).is_dir():
         pytest.skip(f"the images of {folder} are not here")
     return REAL / folder
+
+
+def picture(colour=(200, 30, 90), size=(40, 30), mode="RGB", form="PNG", **options):
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).convert(mode).save(out, form, **options)
+    return out.getvalue()
+
+
+class Bytes:
+    """Encoded images in memory; one that is no bytes cannot be read."""
+
+    def __init__(self, *data, blocks=None):
+        self.data, self.blocks = data, blocks
+
+    def __len__(self):
+        return len(self.data)
+
+    def name(self, row):
+        return f"picture {row}"
+
+    def read(self, row):
+        if self.data[row] is None:
+            raise OSError("the disk is broken")
+        return self.data[row]
+
+
+def write(folder, name, data):
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+
+
+def numbered(n, labels=True):
+    """n images whose pixels hold their number."""
+    pixels = torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1).expand(n, 3, 8, 8).contiguous()
+    return Images(pixels, torch.arange(n) % 3 if labels else None, ["a", "b", "c"], 8)

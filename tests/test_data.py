@@ -1,41 +1,26 @@
-"""Sources, decoding, cache and loader, on images that people really have."""
+"""Sources and decoding, on images that people really have."""
 
 import io
 import json
-import multiprocessing as mp
-import os
-from dataclasses import replace
+import pickle
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import needs
+from conftest import Bytes, needs, picture, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl_zoo.data import decode as D
+from ssl_zoo.data import pixels as D
 from ssl_zoo.data.downloads import Torchvision
-from ssl_zoo.data.folder import Folder
-from ssl_zoo.data.images import Images, held_out
-from ssl_zoo.data.loader import Loader, permutation
-from ssl_zoo.data.parquet import Parquet
+from ssl_zoo.data.folder import Files, Folder
+from ssl_zoo.data.loader import Loader
+from ssl_zoo.data.parquet import Parquet, Rows
 from ssl_zoo.data.shapes import Shapes
 from ssl_zoo.errors import UserError
-
-
-def picture(colour=(200, 30, 90), size=(40, 30), mode="RGB", form="PNG", **options):
-    out = io.BytesIO()
-    Image.new("RGB", size, colour).convert(mode).save(out, form, **options)
-    return out.getvalue()
-
-
-def write(folder, name, data):
-    file = folder / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(data)
 
 
 # ---------------------------------------------------------------------------------------------- decoding
@@ -79,6 +64,23 @@ def test_exif_orientation_is_applied():
     assert D.to_rgb(out.getvalue()).size == (20, 40)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_large_photographs_are_decoded_small(turned):
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:1200, :1600] / 100
+    detail = 60 * np.stack([np.sin(x * 3 + y), np.sin(y * 7), np.sin(x * y)], -1) + rng.normal(0, 12, (1200, 1600, 3)) + 120
+    exif = Image.Exif()
+    exif[0x0112] = 6 if turned else 1
+    out = io.BytesIO()
+    Image.fromarray(detail.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=90, exif=exif)
+    small, whole = D.to_rgb(out.getvalue(), 128), D.to_rgb(out.getvalue())
+    assert (small.size, whole.size) == (((300, 400), (1200, 1600)) if turned else ((400, 300), (1600, 1200)))
+    off = np.abs(D.fit(small, 128).astype(int) - D.fit(whole, 128))
+    assert off.mean() < 1
+    assert off.max() < 16
+    assert D.to_rgb(out.getvalue(), 601).size == whole.size  # not where it would be enlarged again
+
+
 def test_the_first_frame_of_an_animation():
     out = io.BytesIO()
     frames = [Image.new("RGB", (8, 8), c) for c in ((250, 0, 0), (0, 250, 0))]
@@ -97,7 +99,7 @@ def test_canvas_is_the_centre():
 def test_wild_bytes_are_an_image_or_a_reason(data, cut):
     whole = picture()
     for wild in (data, whole[: len(whole) // (cut + 1)], whole[:20] + data + whole[20:]):
-        result = D._decode_one(lambda wild=wild: wild, 16)
+        result = D.decode_row(Bytes(wild), 0, 16)
         assert (isinstance(result, np.ndarray) and result.shape == (3, 16, 16)) or (
             isinstance(result, str) and result and "\n" not in result
         )
@@ -243,73 +245,6 @@ def test_large_photographs_get_a_canvas(tmp_path):
     assert (images.image_size, images.pixels.shape[-1]) == (96, 96)
 
 
-# ---------------------------------------------------------------------------------------------- cache
-def test_the_cache_follows_the_content(tmp_path, monkeypatch):
-    write(tmp_path / "in", "a.png", picture((10, 0, 0)))
-    write(tmp_path / "in", "b.png", picture((10, 0, 0)))
-    cache = tmp_path / "cache"
-    load = lambda: Folder(str(tmp_path / "in"), cache=str(cache)).load("train").pixels  # noqa: E731
-    first = load()
-    monkeypatch.setattr(D, "_fill", lambda *a: pytest.fail("decoded twice"))
-    assert torch.equal(load(), first)
-    monkeypatch.undo()
-    before = os.stat(tmp_path / "in" / "a.png")
-    changed = picture((90, 0, 0))
-    write(tmp_path / "in", "a.png", changed)
-    write(tmp_path / "in", "b.png", changed)
-    os.utime(tmp_path / "in" / "a.png", (before.st_atime, before.st_mtime))
-    assert int(load()[0, 0, 0, 0]) == 90
-    assert len(list(cache.iterdir())) == 2
-
-
-def test_skipped_files_have_the_names_they_have_now(tmp_path):
-    for folder, name in (("a", "old.png"), ("b", "new.png")):
-        write(tmp_path, f"{folder}/good.png", picture(size=(16, 16)))
-        write(tmp_path, f"{folder}/second.png", picture(size=(16, 16)))
-        write(tmp_path, f"{folder}/{name}", b"no image")
-        skipped = Folder(str(tmp_path / folder), cache=str(tmp_path / "cache")).load("train").skipped
-        assert [line.partition(":")[0] for line in skipped] == [name]
-
-
-def test_a_damaged_cache_is_made_again(tmp_path):
-    write(tmp_path / "in", "a.png", picture((10, 0, 0)))
-    write(tmp_path / "in", "b.png", picture((10, 0, 0)))
-    cache = tmp_path / "cache"
-    load = lambda: Folder(str(tmp_path / "in"), cache=str(cache)).load("train").pixels  # noqa: E731
-    load()
-    folder = next(cache.iterdir())
-    (folder / "pixels.u8").write_bytes(b"short")
-    assert int(load()[0, 0, 0, 0]) == 10
-    (folder / "meta.json").write_text("{")
-    assert int(load()[0, 0, 0, 0]) == 10
-    assert [p.name for p in cache.iterdir()] == [folder.name]
-
-
-def _decode_there(folder, cache, queue):
-    queue.put(len(Folder(folder, cache=cache).load("train")))
-
-
-def test_two_processes_may_decode_at_once(tmp_path):
-    for i in range(30):
-        write(tmp_path / "in", f"{i}.png", picture((i, 0, 0)))
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    workers = [context.Process(target=_decode_there, args=(str(tmp_path / "in"), str(tmp_path / "cache"), queue)) for _ in range(2)]
-    for w in workers:
-        w.start()
-    assert [queue.get(timeout=120) for _ in workers] == [27, 27]
-    for w in workers:
-        w.join()
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-
-
-def test_a_cache_that_cannot_be_written_is_said(tmp_path):
-    write(tmp_path / "in", "a.png", picture())
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"set data\.cache"):
-        Folder(str(tmp_path / "in"), cache=str(tmp_path / "file" / "cache")).load("train")
-
-
 # ---------------------------------------------------------------------------------------------- parquet
 def write_parquet(file, rows, names=None, **columns):
     image = [{"bytes": picture((10 * i, 0, 0), size=(16, 16)), "path": None} for i in range(rows)]
@@ -333,6 +268,20 @@ def test_hugging_face_layout(tmp_path):
     assert train.pixels[:, 0, 0, 0].tolist() == [10 * i for i in range(8)] * 2
     assert train.captions[3] == ["a cat", "one"]
     assert test.captions is None
+
+
+def test_an_epoch_opens_each_row_group_once(tmp_path, monkeypatch):
+    image = [{"bytes": picture((i, 0, 0), size=(8, 8)), "path": None} for i in range(240)]
+    pq.write_table(pa.table({"image": image}), tmp_path / "train.parquet", row_group_size=3)
+    opened, read = [], pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda self, group, **k: opened.append(group) or read(self, group, **k))
+    images = Parquet(str(tmp_path), image_size=8, test_share=0.1, decoded=False).load("train")
+    loader = Loader(images, 8, 0, workers=2, worker_kind="thread")
+    for epoch in range(2):
+        opened.clear()
+        loader.set_epoch(epoch)
+        assert len({int(i) for b in loader for i in b["index"]}) == 216
+        assert len(opened) <= 80 + 32  # of 80, of which the last epoch may have left some in memory
 
 
 def test_one_file_holds_its_test_images_out(tmp_path):
@@ -424,6 +373,21 @@ def test_the_split_is_a_word_of_the_path(tmp_path, train, test):
     assert (len(source.load("train")), len(source.load("test"))) == (4, 3)
 
 
+def test_encoded_rows_travel_to_another_process(tmp_path):
+    write_parquet(tmp_path / "a.parquet", 8)
+    write(tmp_path, "x/ü.png", picture())
+    rows, files = Rows((tmp_path / "a.parquet",), "image"), Files(tmp_path, ["x/ü.png", "gone.png"])
+    whole = [rows.read(i) for i in range(8)]
+    for source in (rows, pickle.loads(pickle.dumps(rows))):
+        assert [source.read(i) for i in range(8)] == whole
+        assert (source.blocks, source.name(7)) == ([3, 3, 2], "row 7")
+    for source in (files, pickle.loads(pickle.dumps(files))):
+        assert (len(source), source.name(0), source.name(1), source.blocks) == (2, "x/ü.png", "gone.png", None)
+        assert source.read(0) == picture()
+        with pytest.raises(OSError, match="gone"):
+            source.read(1)
+
+
 def test_bad_parquet_is_said(tmp_path):
     with pytest.raises(UserError, match=r"no \.parquet files"):
         Parquet(str(tmp_path))
@@ -452,105 +416,6 @@ def test_downloads_say_what_to_do_offline(tmp_path, monkeypatch):
         Torchvision("CIFAR10", path=str(tmp_path)).load("train")
     with pytest.raises(UserError, match="takes CIFAR10"):
         Torchvision("MNIST")
-
-
-# ---------------------------------------------------------------------------------------------- images and loader
-def numbered(n, labels=True):
-    pixels = torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1).expand(n, 3, 8, 8).contiguous()
-    return Images(pixels, torch.arange(n) % 3 if labels else None, ["a", "b", "c"], 8)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(4, 200), st.integers(1, 16), st.integers(1, 4), st.integers(0, 5), st.integers(0, 3))
-def test_an_epoch_shows_each_image_at_most_once_over_all_ranks(n, batch, world, seed, epoch):
-    if n < batch * world:
-        return
-    shown = []
-    for r in range(world):
-        loader = Loader(numbered(n), batch, seed, rank=r, world_size=world)
-        loader.set_epoch(epoch)
-        batches = list(loader)
-        assert len(batches) == len(loader) == n // (batch * world)
-        for b in batches:
-            assert len(b["index"]) == batch
-            assert torch.equal(b["image"][:, 0, 0, 0].long(), b["index"])
-            assert torch.equal(b["label"], b["index"] % 3)
-        shown += [int(i) for b in batches for i in b["index"]]
-    assert len(shown) == len(set(shown)) == n // (batch * world) * batch * world
-
-
-def test_epochs_and_seeds_give_other_orders():
-    assert torch.equal(permutation(0, 1, 50), permutation(0, 1, 50))
-    orders = {tuple(permutation(s, e, 50).tolist()) for s in range(3) for e in range(3)}
-    assert len(orders) == 9
-
-
-@pytest.mark.parametrize("stop", [1, 3, 4])
-def test_a_loader_goes_on_where_it_was(stop):
-    images = numbered(50)
-    loader = Loader(images, 8, seed=1)
-    loader.set_epoch(2)
-    whole = [b["index"].tolist() for b in loader]
-    iterator = iter(loader)
-    for _ in range(stop):
-        next(iterator)
-    other = Loader(images, 8, seed=1)
-    other.load_state_dict(loader.state_dict())
-    other.set_epoch(2)
-    assert [b["index"].tolist() for b in other] == whole[stop:]
-    other.set_epoch(3)
-    assert len(list(other)) == 6
-
-
-def test_resident_and_mapped_give_the_same(tmp_path):
-    images = numbered(20)
-    a, b = Loader(images, 4, 0, resident=True), Loader(images, 4, 0, resident=False)
-    assert (a.resident, b.resident) == (True, False)
-    assert all(torch.equal(x["image"], y["image"]) for x, y in zip(a, b, strict=True))
-
-
-def test_mapped_images_never_ask_the_device_for_the_order():
-    batch = next(iter(Loader(numbered(20), 4, 0, device="meta", resident=False)))  # reading from the meta device is an error
-    assert (batch["image"].shape, batch["index"].device.type, batch["label"].shape) == ((4, 3, 8, 8), "meta", (4,))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("resident", [True, False])
-def test_batches_on_a_gpu_without_waiting(resident):
-    loader = Loader(numbered(40), 4, 0, device="cuda", resident=resident)
-    batches = iter(loader)
-    found = [next(batches)]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        found += list(batches)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert all(torch.equal(b["image"][:, 0, 0, 0].long(), b["index"]) for b in found)
-
-
-def test_fewer_images_than_a_batch_is_said():
-    with pytest.raises(UserError, match="10 training images, fewer than the global batch of 16: set batch_size=5 or less"):
-        Loader(numbered(10), 8, 0, world_size=2)
-
-
-def test_only_labelled():
-    images = numbered(6)
-    assert images.only_labelled() is images
-    assert numbered(6, labels=False).only_labelled().labels is None
-    some = replace(images, labels=torch.tensor([-1, 2, -1, 0, 1, -1]), captions=[[str(i)] for i in range(6)]).only_labelled()
-    assert (some.labels.tolist(), some.pixels[:, 0, 0, 0].tolist(), some.captions) == ([2, 0, 1], [1, 3, 4], [["1"], ["3"], ["4"]])
-
-
-def test_subset_and_statistics():
-    images = numbered(100)
-    assert len(images.some(7)) == 7
-    with pytest.raises(UserError, match=r"data\.subset=101 is more than the 100"):
-        images.some(101)
-    mean, std = images.statistics()
-    assert mean[0] == pytest.approx(49.5 / 255, rel=1e-4)
-    assert len(std) == 3
-    train, test = held_out(100, 0.2)
-    assert sorted([*train.tolist(), *test.tolist()]) == list(range(100))
 
 
 # ---------------------------------------------------------------------------------------------- shapes

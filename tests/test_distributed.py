@@ -18,7 +18,7 @@ from ssl_zoo.collapse.centering import Center, sinkhorn
 from ssl_zoo.collapse.queue import Queue
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.loader import Loader
-from ssl_zoo.distributed import fold_seed, gather, gather_uneven, max_over_ranks, mean_over_ranks, rank
+from ssl_zoo.distributed import fold_seed, gather, gather_uneven, max_over_ranks, mean_over_ranks, rank, union
 from ssl_zoo.evaluation.features import extract
 from ssl_zoo.methods.barlow_twins import BarlowTwins, barlow_twins_loss
 from ssl_zoo.methods.byol import BYOL
@@ -46,7 +46,7 @@ def ranks(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     """The same with 3 processes, among which nothing divides evenly."""
-    return _start(3, tmp_path_factory.mktemp("three"), (_batches, _features))
+    return _start(3, tmp_path_factory.mktemp("three"), (_batches, _features, _union))
 
 
 def _start(world, folder, workers):
@@ -413,6 +413,14 @@ def _batches(r, world):
         loader.set_epoch(epoch)
         epochs.append(torch.stack([b["index"] for b in loader]))
     return {"epochs": torch.stack(epochs), "length": len(loader)}
+
+
+def _union(r, world):
+    return {"lines": union([f"rank {r}", "all"])}
+
+
+def test_the_lines_of_all_ranks(three):
+    assert all(f["_union"]["lines"] == ["all", "rank 0", "rank 1", "rank 2"] for f in three)
 
 
 def test_ranks_take_equal_shares_of_an_epoch_and_no_image_twice(three):

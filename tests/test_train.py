@@ -59,7 +59,8 @@ def test_metrics_have_split_and_unit(finished):
     run, _ = finished
     found = rows(run)
     assert {"step", "epoch", "train/loss", "train/lr", "eval/knn_top1", "eval/online_linear_top1", "health/effective_rank",
-            "health/feature_std", "health/alignment", "health/uniformity", "speed/images_per_s"} == set(found[0])  # fmt: skip
+            "health/feature_std", "health/alignment", "health/uniformity", "speed/images_per_s",
+            "speed/data_wait"} == set(found[0])  # fmt: skip
     steps = [int(r["step"]) for r in found]
     assert steps == sorted(set(steps))
     assert [r["step"] for r in found if r["eval/knn_top1"]] == ["5", "12"]
@@ -151,6 +152,8 @@ def test_an_interrupted_run_resumes_to_the_same_end(cli, tmp_path):
     assert all(torch.equal(v, b[k]) for k, v in a.items())
     losses = [[(r["step"], r["train/loss"]) for r in rows(tmp_path / r) if r["train/loss"]] for r in ("whole", "cut")]
     assert losses[0] == losses[1]
+    seconds = json.loads((tmp_path / "cut" / "summary.json").read_text())["seconds"]
+    assert seconds["training"] < seconds["total"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """kNN, linear probe and collapse health while a method trains. Reads features; never adds to the loss."""
 
+import copy
 import functools
 import time
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ssl_zoo.callbacks.health import Health
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.collapse.health import measure, verdict
 from ssl_zoo.data.images import Images, spread
+from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.distributed import broadcast_buffers, fold_seed
 from ssl_zoo.evaluation.features import centre, eval_mode, extract, raw_pixels
 from ssl_zoo.evaluation.knn import accuracy, nearest
@@ -59,6 +61,7 @@ class Evaluate(Callback):
         self.judge, self.figures, self.probe, self.watch = judge, figures, probe, watch
         self.unlabelled = labelled_pair(judge.train, judge.test)
         self.baselines: dict[str, dict[str, float]] = {}
+        self.untrained: dict[str, Tensor] = {}  # weights that are yet to be judged
         self.history: list[dict[str, float]] = []
         self.final: dict[str, float] = {}
         self.health: dict[str, float] = {}
@@ -66,21 +69,30 @@ class Evaluate(Callback):
         self.seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"baselines": self.baselines, "history": self.history, "seconds": self.seconds}
+        return {"baselines": self.baselines, "untrained": self.untrained, "history": self.history, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.baselines, self.history, self.seconds = state["baselines"], list(state["history"]), state["seconds"]
+        self.untrained = state.get("untrained", {})  # older versions kept none
 
     # ------------------------------------------------------------------------------------ before
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The untrained backbone, before the first step. Raw pixels can wait: training should start soon."""
+        """The untrained backbone, before the first step; where images are decoded on demand, its weights are kept for the end. Raw pixels
+        can wait too: training should start soon.
+        """
         if self.unlabelled or not self.judge.options["baselines"] or trainer.global_step > 0:
             return
         start = time.perf_counter()
-        j = self.judge
-        bank, queries = (j.features(module.evaluated, images, module.device) for images in (j.known, j.test))
-        self.baselines["untrained"] = {"knn_top1": knn_top1(bank, j.known, queries, j.test, j.options["knn"])}
+        if isinstance(self.judge.train.pixels, OnDemand):
+            self.untrained = {k: v.cpu().clone() for k, v in module.evaluated.state_dict().items()}
+        else:
+            self.judge_untrained(module.evaluated, module.device)
         self.seconds += time.perf_counter() - start
+
+    def judge_untrained(self, backbone: torch.nn.Module, device: torch.device) -> None:
+        j = self.judge
+        bank, queries = (j.features(backbone, images, device) for images in (j.known, j.test))
+        self.baselines["untrained"] = {"knn_top1": knn_top1(bank, j.known, queries, j.test, j.options["knn"])}
 
     def judge_raw_pixels(self, device: torch.device) -> None:
         """kNN and linear probe on the pixels themselves, measured like the features; the probe with `bank` images at most, for its cost."""
@@ -149,6 +161,10 @@ class Evaluate(Callback):
         if bank is not None and j.options["linear"]["final"]:
             found = linear(bank, j.known, queries, j.test, j.options["linear"], j.seed)
             self.final |= {"linear_top1": found["top1"], "linear_top5": found["top5"], "linear_l2": found["l2"]}
+        if self.untrained:
+            backbone = copy.deepcopy(module.evaluated)
+            backbone.load_state_dict(self.untrained)
+            self.judge_untrained(backbone, module.device)
         if j.options["baselines"] and self.unlabelled is None:
             self.judge_raw_pixels(module.device)
         if trainer.is_global_zero:

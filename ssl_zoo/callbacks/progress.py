@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 class RunProgress(ProgressBar):
-    """Loss, kNN, effective rank, images/s and the time left; without a terminal, one line per evaluation."""
+    """Loss, kNN, effective rank, images/s, data wait from 1 % on, time left; without a terminal, one line per evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,4 +68,6 @@ class RunProgress(ProgressBar):
             ("speed/images_per_s", "{:,.0f} images/s"),
         )
         metrics = trainer.callback_metrics
-        return "  ".join(form.format(float(metrics[key])) for key, form in shown if key in metrics)
+        facts = [form.format(float(metrics[key])) for key, form in shown if key in metrics]
+        waited = float(metrics.get("speed/data_wait", 0.0))
+        return "  ".join([*facts, *([f"data wait {waited:.0f} %"] if waited >= 1 else [])])

@@ -3,12 +3,13 @@
 import functools
 import logging
 import os
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from ssl_zoo.data.cache import stamp
 from ssl_zoo.data.decode import cache_dir, decode
 from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
 from ssl_zoo.errors import UserError
@@ -31,29 +32,67 @@ def find(root: Path, leave_out: Sequence[str] = ()) -> tuple[list[str], list[str
             inner.clear()
             continue
         seen.add(real)
+        prefix = "" if folder == str(root) else os.path.join(below, "")
         for name in (f for f in files if not f.startswith(".")):
-            (images if name.lower().endswith(SUFFIXES) else others).append(str(below / name))
-    return sorted(images, key=lambda n: n.split(os.sep)), sorted(others)
+            (images if name.lower().endswith(SUFFIXES) else others).append(prefix + name)
+    return sorted(images, key=lambda n: n.replace(os.sep, "\0")), sorted(others)
 
 
-def read_file(path: Path) -> bytes:
-    return path.read_bytes()
+class Files:
+    """Image files below `root` by row number. The names are one block of bytes: as objects, ten million would take gigabytes."""
+
+    blocks = None
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self.root = str(root)
+        parts = [os.fsencode(n) for n in names]
+        self.text, self.ends = b"".join(parts), np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.name, range(len(self)))
+
+    def name(self, row: int) -> str:
+        return os.fsdecode(self.text[self.ends[row] : self.ends[row + 1]])
+
+    def read(self, row: int) -> bytes:
+        with open(os.path.join(self.root, self.name(row)), "rb") as file:
+            return file.read()
+
+    def stamp(self) -> str | None:
+        """Of all files, as of `cache.stamp`."""
+        return stamp(os.path.join(self.root, name) for name in self)
+
+
+def _top(name: str) -> str | None:
+    """The first folder of a relative path; None for a file beside the folders."""
+    top, below, _ = name.partition(os.sep)
+    return top if below else None
 
 
 class Folder:
     """Images under `path`. Splits: folders train and test (or validation, val) where they exist, in any case; what lies beside a test
     folder is train where no folder has that name. Without a test folder `test_share` is held out for evaluation. Classes: the
     first-level sub-folders, when every image lies in one (labels="auto"); labels=False ignores them, labels=True insists on them.
-    image_size: pixels of a view; None decides by the files.
+    image_size: pixels of a view; None decides by the files. decoded: as for `decode`.
     """
 
     def __init__(
-        self, path: str, image_size: int | None = None, labels: bool | str = "auto", test_share: float = 0.1, cache: str | None = None
+        self,
+        path: str,
+        image_size: int | None = None,
+        labels: bool | str = "auto",
+        test_share: float = 0.1,
+        cache: str | None = None,
+        decoded: bool | str = "auto",
     ):
         self.path = Path(path).expanduser()
         if not self.path.is_dir():
             raise UserError(f"dataset.path={path} is not a folder.")
-        self.image_size, self.labels, self.test_share, self.cache = image_size, labels, test_share, cache_dir(cache)
+        self.image_size, self.labels, self.test_share = image_size, labels, test_share
+        self.cache, self.decoded = cache_dir(cache), decoded
         _, inner, files = next(os.walk(self.path), ("", [], []))
         folders = {n.lower(): self.path / n for n in sorted(inner)}
         tests = [folders[n] for n in TEST_NAMES if n in folders]
@@ -66,15 +105,16 @@ class Folder:
         self.test_root = first_labelled(tests, lambda t: self._labels(self._find(t)[0])) if tests else None
 
     @functools.cache  # noqa: B019 - a source lives as long as its run
-    def _find(self, root: Path) -> tuple[list[str], list[str]]:
-        return find(root, TEST_NAMES if root == self.path else ())
+    def _find(self, root: Path) -> tuple["Files", list[str]]:
+        images, others = find(root, TEST_NAMES if root == self.path else ())
+        return Files(root, images), others
 
     def _find_classes(self) -> list[str] | None:
         if self.labels is False:
             return None
-        parts = [Path(n).parts for n in self._find(self.train_root)[0]]
-        inside = bool(parts) and all(len(p) > 1 for p in parts)
-        names = sorted({p[0] for p in parts if len(p) > 1})
+        tops = {_top(n) for n in self._find(self.train_root)[0]}
+        inside = bool(tops) and None not in tops
+        names = sorted(t for t in tops if t is not None)
         if self.labels is True and not inside:
             raise UserError(
                 f"dataset.labels=true needs every image of {self.train_root} in a class folder: sort them into folders or use labels=auto."
@@ -91,23 +131,24 @@ class Folder:
 
     @functools.cache  # noqa: B019
     def _load(self, root: Path) -> Images:
-        names, others = self._find(root)
-        if not names:
+        files, others = self._find(root)
+        if not len(files):
             raise UserError(f"There are no images in {root}: it should hold files such as .jpg or .png, in class folders or not.")
         left = [f"{n}: not an image file name" for n in others]
         if root == self.train_root != self.path:
             left += [f"{n}: beside the folder {root.name}, not in it" for n in self.beside]
         if left:
             log.warning("%d other files or folders in %s were left out: %s", len(left), root, ", ".join(left[:5]))
-        pixels, kept, skipped, size = decode(names, [partial(read_file, root / n) for n in names], self.image_size, self.cache)
-        labels = self._labels([names[i] for i in kept])
-        unknown = sorted({Path(n).parts[0] for n in names if len(Path(n).parts) > 1} - set(self.classes)) if self.classes else []
+        pixels, kept, skipped, size = decode(files, self.image_size, self.cache, self.decoded, files.stamp)
+        labels = self._labels(files.name(row) for row in kept)
+        unknown = sorted({t for n in files if (t := _top(n)) is not None} - set(self.classes)) if self.classes else []
         if unknown:
             log.warning("%d class folders of %s are not in train, their images are unlabelled: %s", len(unknown), root, ", ".join(unknown))
-        return Images(pixels, labels, self.classes, size, skipped=skipped + left)
+        skipped += left
+        return Images(pixels, labels, self.classes, size, skipped=skipped)
 
-    def _labels(self, names: list[str]) -> torch.Tensor | None:
+    def _labels(self, names: Iterable[str]) -> torch.Tensor | None:
         if self.classes is None:
             return None
-        number = {c: i for i, c in enumerate(self.classes)}
-        return torch.tensor([number.get(Path(n).parts[0], -1) if len(Path(n).parts) > 1 else -1 for n in names])
+        number: dict[str | None, int] = {c: i for i, c in enumerate(self.classes)}
+        return torch.tensor([number.get(_top(n), -1) for n in names], dtype=torch.long)

@@ -1,4 +1,4 @@
-"""Decoded images of one split, and what is known about them."""
+"""The images of one split, and what is known about them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,6 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ssl_zoo.data.encoded import sample
+from ssl_zoo.data.ondemand import OnDemand, Pixels
 from ssl_zoo.errors import UserError
 
 TEST_NAMES = ("test", "validation", "valid", "val")  # the first that exists is the test split
@@ -17,11 +19,11 @@ Split = TypeVar("Split")
 class Images:
     """pixels uint8 [N, 3, S, S]; labels int64 [N] with -1 for unlabelled, or None; classes: their names, or None.
 
-    captions: one list of sentences per image, or None. skipped: names of files that could not be read, with the reason.
-    image_size: pixels of a view (S itself, or less where S is a canvas that views are cut from).
+    captions: one list of sentences per image, or None. skipped: names of files that could not be read, with the reason; grows where
+    pixels are decoded on demand. image_size: pixels of a view (S itself, or less where S is a canvas that views are cut from).
     """
 
-    pixels: Tensor
+    pixels: Pixels
     labels: Tensor | None
     classes: list[str] | None
     image_size: int
@@ -42,21 +44,26 @@ class Images:
     def take(self, index: Tensor) -> "Images":
         """The images at `index` [n]."""
         contiguous = len(index) and bool((index == torch.arange(int(index[0]), int(index[0]) + len(index))).all())
-        pixels = self.pixels[int(index[0]) : int(index[0]) + len(index)] if contiguous else self.pixels[index]
+        pixels: Pixels
+        if isinstance(self.pixels, OnDemand):
+            pixels = self.pixels.take(index)
+        else:
+            pixels = self.pixels[int(index[0]) : int(index[0]) + len(index)] if contiguous else self.pixels[index]
         labels = None if self.labels is None else self.labels[index]
         captions = None if self.captions is None else [self.captions[i] for i in index.tolist()]
         return replace(self, pixels=pixels, labels=labels, captions=captions)
 
     def only_labelled(self) -> "Images":
         """The labelled images; all of them where there are no labels at all."""
-        return self if self.labels is None or len(self.labelled) == len(self) else self.take(self.labelled)
+        return self if self.labels is None or bool((self.labels >= 0).all()) else self.take((self.labels >= 0).nonzero()[:, 0])
 
     @property
     def labelled(self) -> Tensor:
-        """Indices of the labelled images, [n]."""
+        """Indices of the labelled images, [n]; without those that turned out to be unreadable, which show another image."""
         if self.labels is None:
             return torch.empty(0, dtype=torch.long)
-        return (self.labels >= 0).nonzero()[:, 0]
+        known = self.labels >= 0
+        return (known & self.pixels.readable() if isinstance(self.pixels, OnDemand) else known).nonzero()[:, 0]
 
     @property
     def num_classes(self) -> int:
@@ -65,9 +72,14 @@ class Images:
         return int(self.labels.max()) + 1 if self.labels is not None and len(self.labels) else 0
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel on [0, 1], over at most 5,000 evenly spaced images."""
+        """Mean and standard deviation of each channel on [0, 1], over at most 5,000 evenly spaced images (500 where
+        they are decoded on demand).
+        """
         count, first, second = 0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-        for index in spread(len(self), min(5000, len(self))).split(256):
+        chosen = (
+            sample(len(self), self.pixels.blocks, 500) if isinstance(self.pixels, OnDemand) else spread(len(self), min(5000, len(self)))
+        )
+        for index in chosen.split(min(256, max(1, 5_000_000 // self.pixels.shape[1:].numel()))):  # float64 takes 40 MB
             x = self.pixels[index].to(torch.float64) / 255
             count += x.numel() // 3
             first += x.sum((0, 2, 3))

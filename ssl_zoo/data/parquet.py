@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import threading
-from functools import partial
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from ssl_zoo.data.cache import stamp
 from ssl_zoo.data.decode import cache_dir, decode
+from ssl_zoo.data.encoded import BLOCKS
 from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
 from ssl_zoo.data.labels import Classes
 from ssl_zoo.errors import UserError
+
+GROUPS = 2 * BLOCKS  # row groups in memory at a time: those that an epoch mixes, and the next
+GROUP_BYTES = 1 << 30  # and no more of them than take a gigabyte
 
 
 def split_of(file: Path) -> str:
@@ -32,7 +37,7 @@ def split_of(file: Path) -> str:
 class Parquet:
     """One parquet file, or a folder of them whose names or sub-folders hold the word train, test or validation; test before validation,
     unless only that has labels. Without either, `test_share` is held out of train. image_size: pixels of a view; None decides by the
-    images.
+    images. decoded: as for `decode`.
     """
 
     def __init__(
@@ -44,9 +49,10 @@ class Parquet:
         caption_column: str = "captions",
         test_share: float = 0.1,
         cache: str | None = None,
+        decoded: bool | str = "auto",
     ):
         self.path = Path(path).expanduser()
-        self.image_size, self.test_share, self.cache = image_size, test_share, cache_dir(cache)
+        self.image_size, self.test_share, self.cache, self.decoded = image_size, test_share, cache_dir(cache), decoded
         self.columns = (image_column, label_column, caption_column)
         files = [self.path] if self.path.is_file() else sorted(self.path.rglob("*.parquet"))
         if not files:
@@ -69,9 +75,8 @@ class Parquet:
     def _load(self, files: tuple[Path, ...]) -> Images:
         labels = self._labels(files)
         captions = self._read(files, self.columns[2])
-        rows = _Rows(files, self.columns[0])
-        names = [f"row {i}" for i in range(len(rows))]
-        pixels, kept, skipped, size = decode(names, [partial(rows.read, i) for i in range(len(rows))], self.image_size, self.cache)
+        rows = Rows(files, self.columns[0])
+        pixels, kept, skipped, size = decode(rows, self.image_size, self.cache, self.decoded, rows.stamp)
         if captions is not None:
             captions = [[c] if isinstance(c, str) else list(c or []) for c in (captions[i] for i in kept)]
         classes = self._classes.names if self._classes else None
@@ -114,38 +119,68 @@ class Parquet:
         return table.column(column).to_pylist() if column in table.column_names else None
 
 
-class _Rows:
-    """The encoded images of some files by row number; a few row groups are in memory at a time."""
+class Rows:
+    """The encoded images of some files by row number, in blocks of a row group."""
 
     def __init__(self, files: tuple[Path, ...], column: str) -> None:
-        self.column = column
-        self.groups = [(f, g) for f in files for g in range(pq.read_metadata(f).num_row_groups)]
-        counts = [pq.read_metadata(f).row_group(g).num_rows for f, g in self.groups]
-        self.starts = [0, *itertools.accumulate(counts)]
-        self.folders = {f: f.parent for f in files}
-        self.lock = threading.Lock()
-        self.group = functools.lru_cache(maxsize=2)(self._group)
+        self.column, self.files = column, files
+        known = [pq.read_metadata(f) for f in files]
+        self.groups = [(n, g) for n, m in enumerate(known) for g in range(m.num_row_groups)]  # (number of the file, its row group)
+        self.blocks = [known[n].row_group(g).num_rows for n, g in self.groups]
+        self.inside = all(_holds_all(known[n].row_group(g), column) for n, g in self.groups)
+        self.starts = [0, *itertools.accumulate(self.blocks)]
+        self._open()
+
+    def _open(self) -> None:
+        self.lock, self.held = threading.Lock(), OrderedDict[int, pa.ChunkedArray]()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("lock", "held")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
 
     def __len__(self) -> int:
         return self.starts[-1]
 
+    def name(self, row: int) -> str:
+        return f"row {row}"
+
+    def stamp(self) -> str | None:
+        """Of the files, as of `cache.stamp`; None where images may lie in other files."""
+        return stamp(self.files) if self.inside else None
+
     def _group(self, number: int) -> pa.ChunkedArray:
-        file, group = self.groups[number]
-        return pq.ParquetFile(file).read_row_group(group, columns=[self.column]).column(self.column)
+        """The images of a row group; those asked for last stay in memory."""
+        with self.lock:
+            if number not in self.held:
+                file, group = self.groups[number]
+                self.held[number] = pq.ParquetFile(self.files[file]).read_row_group(group, columns=[self.column]).column(self.column)
+                while len(self.held) > 1 and (len(self.held) > GROUPS or sum(g.nbytes for g in self.held.values()) > GROUP_BYTES):
+                    self.held.popitem(last=False)
+            self.held.move_to_end(number)
+            return self.held[number]
 
     def read(self, row: int) -> bytes:
-        """The encoded image of a row; OSError where there is none."""
+        """The encoded image of a row; OSError or ValueError (of a damaged row group) where there is none."""
         number = bisect.bisect_right(self.starts, row) - 1
-        with self.lock:
-            value = self.group(number)[row - self.starts[number]].as_py()
+        value = self._group(number)[row - self.starts[number]].as_py()
         if isinstance(value, dict):
             if value.get("bytes"):
                 return value["bytes"]
             if value.get("path"):
-                return (self.folders[self.groups[number][0]] / value["path"]).read_bytes()
+                return (self.files[self.groups[number][0]].parent / value["path"]).read_bytes()
         if isinstance(value, bytes):
             return value
         raise OSError("the row holds no image")
+
+
+def _holds_all(group: Any, column: str) -> bool:
+    """Whether the statistics of a row group say that every row holds its own bytes."""
+    leaves = [group.column(i) for i in range(group.num_columns)]
+    leaf = next((c for c in leaves if c.path_in_schema in (column, f"{column}.bytes")), None)
+    return leaf is not None and leaf.statistics is not None and leaf.statistics.null_count == 0
 
 
 def _stated_names(file: Path, column: str) -> list[str] | None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ssl_zoo.data.ondemand import Pixels
 from ssl_zoo.distributed import gather_uneven, rank, world_size
 
 
@@ -30,7 +31,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def extract(
     backbone: nn.Module,
-    pixels: Tensor,
+    pixels: Pixels,
     size: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -43,19 +44,19 @@ def extract(
     """
     m, s = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
     share = -(-len(pixels) // world_size())
-    mine = pixels[rank() * share : (rank() + 1) * share]
+    first, end = rank() * share, min((rank() + 1) * share, len(pixels))
     dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
     parts = []
     with eval_mode(backbone):
-        for start in range(0, len(mine), batch_size):
-            x = (centre(mine[start : start + batch_size].to(device), size) - m) / s
+        for start in range(first, end, batch_size):
+            x = (centre(pixels[start : min(start + batch_size, end)].to(device), size) - m) / s
             parts.append(backbone(x.to(dtype)).float())
     if not parts:  # a rank that has no images
         parts = [torch.empty(0, int(backbone.num_features), device=device)]  # type: ignore[arg-type]
     return gather_uneven(torch.cat(parts))
 
 
-def raw_pixels(pixels: Tensor, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def raw_pixels(pixels: Pixels, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Images as their own features: pixels of the centre crop, normalised as for a backbone, [N, 3 S S]; shrunk to 32 px where larger."""
     parts = []
     m, s = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))

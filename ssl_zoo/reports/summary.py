@@ -98,6 +98,7 @@ def write_summary(
         },
         "speed": {
             "images_per_s": round(speed.images / max(speed.seconds, 1e-9), 1),
+            "data_wait": round(100 * speed.waited / max(speed.seconds, 1e-9), 1),
             "peak_memory_mib": round(peak_memory_mib(trainer.strategy.root_device), 1),
             "device": str(trainer.strategy.root_device),
             "devices": trainer.world_size,

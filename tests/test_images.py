@@ -1,0 +1,30 @@
+"""What is known about the images of a split, and parts of them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import numbered
+
+from ssl_zoo.data.images import held_out
+from ssl_zoo.errors import UserError
+
+
+def test_only_labelled():
+    images = numbered(6)
+    assert images.only_labelled() is images
+    assert numbered(6, labels=False).only_labelled().labels is None
+    some = replace(images, labels=torch.tensor([-1, 2, -1, 0, 1, -1]), captions=[[str(i)] for i in range(6)]).only_labelled()
+    assert (some.labels.tolist(), some.pixels[:, 0, 0, 0].tolist(), some.captions) == ([2, 0, 1], [1, 3, 4], [["1"], ["3"], ["4"]])
+
+
+def test_subset_and_statistics():
+    images = numbered(100)
+    assert len(images.some(7)) == 7
+    with pytest.raises(UserError, match=r"data\.subset=101 is more than the 100"):
+        images.some(101)
+    mean, std = images.statistics()
+    assert mean[0] == pytest.approx(49.5 / 255, rel=1e-4)
+    assert len(std) == 3
+    train, test = held_out(100, 0.2)
+    assert sorted([*train.tolist(), *test.tolist()]) == list(range(100))
