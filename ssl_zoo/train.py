@@ -106,6 +106,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         config.data.workers,
         config.data.worker_kind,
         trainer.num_devices,
+        gather=method.augment is None,  # the engines gather in their own graph
     )
     if trainer.is_global_zero:
         print(f"data          {loader.about()}{DECODE_ONCE if isinstance(data.train.pixels, OnDemand) else ''}")
@@ -143,6 +144,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         "num_features": method.backbone.num_features,
         "parameters": sum(p.numel() for p in method.backbone.parameters()),
         "global_batch": method.global_batch,
+        "augment": {"engine": type(method.augment).__name__, "compiled": bool(getattr(method.augment, "compile_for", None))},
         "data": {
             "train": len(data.train),
             "test": len(data.test),
