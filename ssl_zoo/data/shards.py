@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from ssl_zoo.data import chunks, tars
+from ssl_zoo.data.cache import stamp
 from ssl_zoo.data.decode import cache_dir, decode
 from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
 from ssl_zoo.data.labels import Classes
@@ -49,15 +50,23 @@ class Shards:
     """Tars or litdata chunks under `path`, whose names or folders hold the word train, test or validation; test before validation, unless
     only that has labels. Without either, `test_share` is held out of train. Classes: those of meta.json, else the labels themselves;
     labels=False ignores them, labels=True insists on them. image_size: pixels of a view; None decides by the images.
+    decoded: as for `decode`.
     """
 
     def __init__(
-        self, path: str, image_size: int | None = None, labels: bool | str = "auto", test_share: float = 0.1, cache: str | None = None
+        self,
+        path: str,
+        image_size: int | None = None,
+        labels: bool | str = "auto",
+        test_share: float = 0.1,
+        cache: str | None = None,
+        decoded: bool | str = "auto",
     ):
         self.path = Path(path).expanduser()
         if not self.path.exists():
             raise UserError(f"dataset.path={path} does not exist.")
-        self.image_size, self.labels, self.test_share, self.cache = image_size, labels, test_share, cache_dir(cache)
+        self.image_size, self.labels, self.test_share = image_size, labels, test_share
+        self.cache, self.decoded = cache_dir(cache), decoded
         self.meta = read_meta(self.path)
         splits = find(self.path)
         tests = [splits[n] for n in TEST_NAMES if n in splits]
@@ -75,7 +84,7 @@ class Shards:
     @functools.cache  # noqa: B019 - a source lives as long as its run
     def _load(self, parts: tuple[Part, ...]) -> Images:
         files, _, captions = self._index(parts)
-        pixels, kept, skipped, size = decode(files, self.image_size, self.cache)
+        pixels, kept, skipped, size = decode(files, self.image_size, self.cache, self.decoded, lambda: stamp(files.files))
         labels = self._numbers(parts)
         labels = None if labels is None else labels[torch.tensor(kept)]
         said = None if captions is None else [captions[i].as_py() or [] for i in kept]

@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
     ]
 )
 LARGEST = 1 << 28  # bytes; what claims more is no image
+STRETCH = 1 << 26  # bytes that are near each other
 Scan = Callable[[Path], pa.Table]  # the index of a file
 
 
@@ -111,14 +112,22 @@ class Spans:
     def __init__(self, files: Sequence[Path], tables: Sequence[pa.Table]):
         self.files = list(files)
         self.stamps = [(at.st_size, at.st_mtime_ns) for at in (f.stat() for f in self.files)]
-        self.blocks: list[int] | None = [len(t) for t in tables]
-        self.starts = [0, *itertools.accumulate(self.blocks)]
+        self.starts = [0, *itertools.accumulate(len(t) for t in tables)]
         self.names = column(tables, "name")
         self.offset: np.ndarray = column(tables, "offset").to_numpy()
         self.size: np.ndarray = column(tables, "size").to_numpy()
 
     def __len__(self) -> int:
         return self.starts[-1]
+
+    @property
+    def blocks(self) -> list[int]:
+        """Each file in equal stretches of up to about STRETCH bytes: a file may be as large as the data set."""
+        found = []
+        for first, last in itertools.pairwise(self.starts):
+            parts = -(-int(self.size[first:last].sum()) // STRETCH) or 1
+            found += [len(rows) for rows in np.array_split(np.arange(last - first), min(parts, last - first) or 1)]
+        return [count for count in found if count]
 
     def _file(self, row: int) -> int:
         return bisect.bisect_right(self.starts, row) - 1
