@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import pyarrow as pa
@@ -83,12 +84,16 @@ def test_a_folder_comes_back(tmp_path, form, names):
 def test_parquet_with_captions_comes_back(tmp_path, form):
     image = [{"bytes": picture(i), "path": None} for i in range(30)]
     captions = [["a cat", "one \u2013 \U0001f431"] if i % 3 else [] for i in range(30)]
-    table = pa.table({"image": image, "label": [i % 3 - 1 for i in range(30)], "captions": captions})
+    table = pa.table({"image": image, "label": [(i + 2) % 3 - 1 for i in range(30)], "captions": captions})
     pq.write_table(table, tmp_path / "train.parquet")
     pq.write_table(table.slice(20), tmp_path / "test.parquet")
     pack(Parquet(str(tmp_path), decoded=False), tmp_path / "out", form)
     for split in ("train", "test"):
         same(Shards(str(tmp_path / "out")).load(split), Parquet(str(tmp_path), decoded=True).load(split))
+    if form == "tar":
+        with tarfile.open(tmp_path / "out" / "test" / "00000.tar") as tar:
+            assert tar.getnames()[:4] == ["00000000.png", "00000000.cls", "00000000.json", "00000001.png"]
+            assert "00000002.cls" not in tar.getnames()  # unlabelled
 
 
 def test_pixels_are_written_as_png(tmp_path, form):

@@ -152,13 +152,15 @@ class Bomb:
         return (os.mkdir, ("exploded",))
 
 
-def test_pickles_are_never_opened(tmp_path, monkeypatch):
+def test_pickles_are_never_opened(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     bomb = pickle.dumps(Bomb())
     members = {"1.png": picture(1), "2.png": picture(2)} | {f"1.{k}": bomb for k in ("pkl", "pyd", "pth", "pickle", "npy", "pt")}
+    members["2.pkl"] = bytes(tars.LONGEST_TEXT + 1)
     source = Shards(str(write_tar(tmp_path / "a.tar", members)))
     source.load("train")
     assert not (tmp_path / "exploded").exists()
+    assert not caplog.text  # not even looked at
     assert len(source._index(source.train)[0]) == 2
 
 
@@ -206,6 +208,11 @@ def test_forged_sizes_end_the_tar(tmp_path, caplog, size, kind):
     source = Shards(str(tmp_path))
     assert len(source._index(source.train)[0]) == 3
     assert "breaks off" in caplog.text
+
+
+def test_a_header_is_never_read_whole_when_it_claims_gigabytes(tmp_path):
+    with open(write_tar(tmp_path / "a.tar", samples(1)), "rb") as file, pytest.raises(tarfile.ReadError):
+        tars._Headers(file).read(3 * 10**9)
 
 
 def test_members_too_large_are_left_out(tmp_path, caplog, monkeypatch):
@@ -374,7 +381,13 @@ def test_damaged_chunks_give_what_is_whole_or_say_so(tmp_path, plain, caplog):
             assert "\n" not in str(e)  # noqa: PT017
             continue
         assert all(len(files.read(i)) == files.size[i] for i in range(len(files)))
-    if not plain:
+    if plain:
+        ends = np.cumsum([0, *(len(picture(i)) for i in range(10))]).astype("<i4")
+        ends[5] = 2**30
+        file.write_bytes(whole.replace(ends[[0, 1, 2, 3, 4]].tobytes(), ends[[0, 1, 2, 3, 5]].tobytes()))
+        with pytest.raises(UserError, match="cannot be read as a chunk"):
+            Shards(str(tmp_path)).load("train")
+    else:
         file.write_bytes(whole[:-50])
         assert len(Shards(str(tmp_path))._index(Shards(str(tmp_path)).train)[0]) == 9
         assert "1 images that are cut or damaged, left out: item 9" in caplog.text

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from PIL import Image
@@ -39,13 +38,6 @@ class Packed:
     left: list[str] = field(default_factory=list)
 
 
-class Writer(Protocol):
-    def add(self, data: bytes, kind: str, label: int | None, captions: list[str] | None) -> None:
-        """An encoded image of a kind such as "jpg"; label -1 = unlabelled, None = there are no labels."""
-
-    def close(self) -> None: ...
-
-
 class TarWriter:
     """Tars 00000.tar, ... of at most `largest` bytes (or one image). The same images give the same bytes."""
 
@@ -55,6 +47,7 @@ class TarWriter:
         self.tar: tarfile.TarFile | None = None
 
     def add(self, data: bytes, kind: str, label: int | None, captions: list[str] | None) -> None:
+        """An encoded image of a kind such as "jpg"; label -1 = unlabelled, None = there are no labels."""
         members = {kind: data}
         if label is not None and label >= 0:
             members["cls"] = str(label).encode()
@@ -103,7 +96,7 @@ class ChunkWriter:
         os.replace(self.folder / f"{self.writer.rank}.index.json", self.folder / "index.json")  # merge() would write the time into it
 
 
-WRITERS: dict[str, Callable[[Path, int], Writer]] = {"tar": TarWriter, "litdata": ChunkWriter}
+WRITERS: dict[str, type[TarWriter] | type[ChunkWriter]] = {"tar": TarWriter, "litdata": ChunkWriter}
 
 
 class Pngs:
@@ -153,7 +146,7 @@ def pack(splits: dict[str, Images], out: Path, form: str, largest: int, size: in
         packed.bytes = sum(f.stat().st_size for f in files)
         os.replace(part, out)
     except OSError as e:
-        raise UserError(f"Shards cannot be written to {out} ({e.strerror}): free space or choose another folder with out=...") from e
+        raise UserError(f"Shards cannot be written to {out} ({e.strerror or e}): free space or choose another folder with out=...") from e
     finally:
         shutil.rmtree(part, ignore_errors=True)
     for line in packed.left[:20]:

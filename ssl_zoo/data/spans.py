@@ -74,7 +74,7 @@ def _index(file: Path, scan: Scan, cache: Path) -> pa.Table:
     except OSError as e:  # only the time of the next scan is lost
         with contextlib.suppress(OSError):
             part.unlink()
-        log.warning("the index of %s cannot be cached in %s (%s)", file, cache, e.strerror)
+        log.warning("the index of %s cannot be cached in %s (%s)", file, cache, e.strerror or e)
     return table
 
 
