@@ -63,6 +63,7 @@ class TarWriter:
             info = tarfile.TarInfo(f"{self.images:08d}.{suffix}")
             info.size = len(member)
             self.tar.addfile(info, io.BytesIO(member))
+        self.tar.members = []  # type: ignore[attr-defined]  # or it keeps every one
         self.images += 1
 
     def close(self) -> None:
@@ -189,9 +190,8 @@ def _encoded(files: Encoded, row: int, size: int | None) -> tuple[bytes, str] | 
 
 def _resized(image: Image.Image, size: int) -> Image.Image:
     """With a shorter side of `size` px."""
-    scale = size / min(image.size)
-    width, height = (max(1, round(s * scale)) for s in image.size)
-    return image if scale == 1 else image.resize((width, height), Image.Resampling.BICUBIC)
+    width, height = (round(s * size / min(image.size)) for s in image.size)
+    return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _saved(image: Image.Image, form: str, **options: int) -> bytes:
