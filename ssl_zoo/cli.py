@@ -14,6 +14,7 @@ VERBS = {
     "eval": "judge a run: ssl-zoo eval run=runs/... protocol=knn|linear",
     "resume": "continue a run: ssl-zoo resume run=runs/... [epochs=200]",
     "preview": "a picture of augmented views: ssl-zoo preview method=simclr dataset=folder dataset.path=...",
+    "shard": "pack a data set into a few large files: ssl-zoo shard data=photos out=shards [format=tar|litdata] [size=256]",
     "report": "write report.html of a run anew: ssl-zoo report run=runs/...",
     "list": "what there is: ssl-zoo list [methods|backbones|datasets|...]",
 }
@@ -93,6 +94,7 @@ def run(argv: list[str]) -> int:
         "eval": do_eval,
         "resume": do_resume,
         "preview": do_preview,
+        "shard": do_shard,
         "report": do_report,
         "list": do_list,
     }
@@ -205,6 +207,20 @@ def do_preview(words: list[str], options: dict[str, str]) -> int:
     from ssl_zoo.verbs import preview
 
     print(preview(config))
+    return 0
+
+
+def do_shard(words: list[str], options: dict[str, str]) -> int:
+    from ssl_zoo.config import compose
+    from ssl_zoo.shard import check_shard, dataset_words
+
+    config = compose("shard", dataset_words(words, config_dirs(options)), config_dirs(options))
+    if "cfg" in options:
+        return show(config)
+    check_shard(Path(config.out).expanduser(), config.dataset.get("path"), config.format)
+    from ssl_zoo.verbs import shard
+
+    print(shard(config))
     return 0
 
 

@@ -1,15 +1,20 @@
-"""The verbs beside pretrain that need torch: eval, preview."""
+"""The verbs beside pretrain that need torch: eval, preview, shard."""
 
 import json
+import shlex
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from rich.progress import Progress
 
 from ssl_zoo.build import build, build_augment, build_data
 from ssl_zoo.callbacks.evaluate import Judge
 from ssl_zoo.config import plain
+from ssl_zoo.data.pack import pack
 from ssl_zoo.distributed import fold_seed
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.features import centre
@@ -66,3 +71,16 @@ def preview(config: DictConfig) -> Path:
     except (OSError, ValueError) as e:
         raise UserError(f"The picture cannot be written to file={file} ({e}).") from e
     return file
+
+
+def shard(config: DictConfig) -> str:
+    """`ssl-zoo shard`: write the data set into shards, and say what was written."""
+    started, out = time.perf_counter(), Path(config.out).expanduser()
+    source = build(config, "dataset")
+    splits = {split: source.load(split) for split in ("train", "test")}
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+        task = bar.add_task("packing", total=sum(map(len, splits.values())))
+        packed = pack(splits, out, config.format, config.shard_mb * 10**6, config.size, lambda: bar.advance(task))
+    count = f"{packed.images:,} images" + (f" ({len(packed.left):,} left out)" if packed.left else "")
+    amount = f"{count} in {packed.shards:,} shards, {packed.bytes / 1e6:,.1f} MB, {time.perf_counter() - started:.0f} s"
+    return f"{amount}; train on them with: ssl-zoo dataset=shards dataset.path={shlex.quote(str(out))}"

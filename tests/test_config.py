@@ -41,7 +41,7 @@ CHOICES = {g: [f.stem for f in (conf_dir() / g).glob("*.yaml")] for g in ("metho
 @pytest.mark.parametrize("method", CHOICES["method"])
 def test_every_method_composes_with_every_backbone_and_every_dataset(method):
     for b, d in [(b, "shapes") for b in CHOICES["backbone"]] + [("resnet18", d) for d in CHOICES["dataset"]]:
-        extra = ["dataset.path=."] * (d in ("folder", "parquet", "imagenet")) + ["backbone.name=resnet18"] * (b == "timm")
+        extra = ["dataset.path=."] * (d in ("folder", "parquet", "imagenet", "shards")) + ["backbone.name=resnet18"] * (b == "timm")
         assert compose("train", [f"method={method}", f"backbone={b}", f"dataset={d}", *extra]).method
 
 

@@ -13,6 +13,7 @@ from conftest import ROOT, SMOKE, command
 from ssl_zoo.cli import split_options
 from ssl_zoo.config import compose, expand
 from ssl_zoo.reports.html import table
+from ssl_zoo.shard import dataset_words
 from ssl_zoo.train import config_hash
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,15 +43,18 @@ def test_the_first_blocks_install_and_run_and_install_and_test():
 @pytest.mark.parametrize("line", [x for kind, text in BLOCKS if kind == "bash" for x in text.splitlines() if x.startswith("ssl-zoo")])
 def test_every_command_composes(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
+    for folder in ("photos", "shards"):
+        (tmp_path / folder).mkdir()
     options, words = split_options(line.partition("#")[0].split()[1:])
     verb = words.pop(0) if words and "=" not in words[0] else "pretrain"
     if verb in ("resume", "eval"):
         words = [w for w in words if not w.startswith("run=")] + (["run=."] if verb == "eval" else [])
+    if verb == "shard":
+        words = dataset_words(words, [])
     if "multirun" in options:
         assert len(expand(words)) > 1
     else:
-        assert compose({"preview": "preview", "eval": "eval"}.get(verb, "train"), words)
+        assert compose({"preview": "preview", "eval": "eval", "shard": "shard"}.get(verb, "train"), words)
 
 
 @pytest.mark.slow

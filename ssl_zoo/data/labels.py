@@ -37,7 +37,7 @@ class Classes:
                 f"{len(self.names) - 1}): correct it or choose another column with dataset.label_column=..."
             )
         if unknown:
-            shown = ", ".join(str(v) for v in sorted(set(unknown))[:10])
+            shown = ", ".join(sorted({str(v) for v in unknown})[:10])
             log.warning("%d labels are not among the classes of train and count as unlabelled: %s", len(unknown), shown)
         return torch.tensor([self.numbers.get(v, -1) for v in labels], dtype=torch.long)
 

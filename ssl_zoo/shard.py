@@ -1,0 +1,53 @@
+"""`ssl-zoo shard`: which data set is meant, and whether the shards may be written where they should; needs no torch."""
+
+import importlib.util
+import itertools
+import os
+from pathlib import Path
+
+from ssl_zoo.checks import unknown
+from ssl_zoo.config import choice_names
+from ssl_zoo.errors import UserError
+
+USAGE = "ssl-zoo shard data=photos out=shards"
+
+
+def dataset_words(words: list[str], config_dirs: list[str]) -> list[str]:
+    """The overrides with data=<name or path> as the dataset=... dataset.path=... that it stands for."""
+    given = [w.partition("=")[2] for w in words if w.startswith("data=")]
+    rest = [w for w in words if not w.startswith("data=")]
+    if len(given) + sum(w.startswith("dataset=") for w in rest) != 1:
+        raise UserError(f"shard needs one data set, data=... (a folder, a parquet file or a name) or dataset=...: {USAGE}.")
+    if not given:
+        return rest
+    names = choice_names("dataset", config_dirs)
+    if given[0] in names:
+        return [f"dataset={given[0]}", *rest]
+    path = Path(given[0]).expanduser()
+    if not given[0] or not path.exists():
+        raise unknown("folder, file or data set", given[0], names)
+    quoted = given[0].replace("'", "\\'")
+    return [f"dataset={_kind(path)}", f"dataset.path='{quoted}'", *rest]
+
+
+def _kind(path: Path) -> str:
+    """Which data set reads a path, by the first thousand file names."""
+    walk = (f for _, _, files in os.walk(path) for f in files if not f.startswith("."))
+    names = [path.name] if path.is_file() else list(itertools.islice(walk, 1000))
+    if any(n.lower().endswith(".parquet") for n in names):
+        return "parquet"
+    if any(n == "index.json" or ".tar" in n.lower() or n.lower().endswith(".tgz") for n in names):
+        return "shards"
+    if path.is_file():
+        raise UserError(f"data={path} is one file, but neither parquet nor a tar: give the folder of the images.")
+    return "folder"
+
+
+def check_shard(out: Path, data: str | None, form: str) -> None:
+    """Refuse what would write over something, read what it writes, or cannot be written at all."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"out={out} is not empty: choose a new folder.")
+    if data and out.resolve().is_relative_to(Path(data).expanduser().resolve()):
+        raise UserError(f"out={out} lies inside the data: choose a folder beside it.")
+    if form == "litdata" and importlib.util.find_spec("litdata") is None:
+        raise UserError("format=litdata needs the package litdata: pip install 'ssl-zoo[shards]', or use format=tar.")
