@@ -24,7 +24,7 @@ from ssl_zoo.data.images import Images
 from ssl_zoo.data.loader import Loader
 from ssl_zoo.data.parquet import Parquet
 from ssl_zoo.data.shapes import Shapes
-from ssl_zoo.data.shards import Shards
+from ssl_zoo.data.shards import ShardSource
 from ssl_zoo.errors import UserError
 
 TINY = ["method.hidden_dim=64", "batch_size=16", "epochs=2", "trainer=cpu", "evaluation.linear.max_iter=5", "evaluation.linear.l2=[0.01]"]
@@ -78,7 +78,7 @@ def test_a_folder_comes_back(tmp_path, form, names):
     assert (packed.images, packed.left) == (50, [])
     assert packed.shards > 2
     for split in ("train", "test"):
-        same(Shards(str(tmp_path / "out")).load(split), Folder(root, decoded=True).load(split))
+        same(ShardSource(str(tmp_path / "out")).load(split), Folder(root, decoded=True).load(split))
 
 
 def test_parquet_with_captions_comes_back(tmp_path, form):
@@ -89,7 +89,7 @@ def test_parquet_with_captions_comes_back(tmp_path, form):
     pq.write_table(table.slice(20), tmp_path / "test.parquet")
     pack(Parquet(str(tmp_path), decoded=False), tmp_path / "out", form)
     for split in ("train", "test"):
-        same(Shards(str(tmp_path / "out")).load(split), Parquet(str(tmp_path), decoded=True).load(split))
+        same(ShardSource(str(tmp_path / "out")).load(split), Parquet(str(tmp_path), decoded=True).load(split))
     if form == "tar":
         with tarfile.open(tmp_path / "out" / "test" / "00000.tar") as tar:
             assert tar.getnames()[:4] == ["00000000.png", "00000000.cls", "00000000.json", "00000001.png"]
@@ -100,16 +100,16 @@ def test_pixels_are_written_as_png(tmp_path, form):
     source = Shapes(train_size=60, test_size=20)
     pack(source, tmp_path / "out", form)
     for split in ("train", "test"):
-        same(Shards(str(tmp_path / "out")).load(split), source.load(split))
+        same(ShardSource(str(tmp_path / "out")).load(split), source.load(split))
 
 
 def test_shards_can_be_packed_again(tmp_path):
     source = Shapes(train_size=60, test_size=20)
     pack(source, tmp_path / "tar", "tar")
     chunks = write_chunks(tmp_path / "chunks" / "train", [{"image": picture(i), "label": i} for i in range(20)])
-    pack(Shards(str(chunks.parent), decoded=False), tmp_path / "again", "tar")
-    assert len(Shards(str(tmp_path / "again")).load("train")) == 18
-    pack(Shards(str(tmp_path / "tar"), decoded=False), tmp_path / "same", "tar")
+    pack(ShardSource(str(chunks.parent), decoded=False), tmp_path / "again", "tar")
+    assert len(ShardSource(str(tmp_path / "again")).load("train")) == 18
+    pack(ShardSource(str(tmp_path / "tar"), decoded=False), tmp_path / "same", "tar")
     assert contents(tmp_path / "same") == contents(tmp_path / "tar")
 
 
@@ -138,7 +138,7 @@ def test_litdata_reads_what_is_written(tmp_path):
 def test_with_a_size_images_are_written_anew(tmp_path, size, kind):
     root = write_folder(tmp_path / "in", [f"{i}.png" for i in range(10)], (400, 200))
     pack(Folder(str(root), decoded=False), tmp_path / "out", "tar", size=size)
-    source = Shards(str(tmp_path / "out"))
+    source = ShardSource(str(tmp_path / "out"))
     image = Image.open(io.BytesIO(source._index(source.train)[0].read(0)))
     assert (image.format, image.size) == (kind, (2 * size, size))
 
@@ -148,7 +148,7 @@ def test_files_are_copied_as_they_are(tmp_path, form):
     for kind in ("GIF", "BMP", "WEBP", "TIFF"):
         (root / f"x.{kind.lower()}").write_bytes(picture(99, form=kind))
     pack(Folder(str(root), decoded=False), tmp_path / "out", form)
-    source = Shards(str(tmp_path / "out"))
+    source = ShardSource(str(tmp_path / "out"))
     files = [source._index(part)[0] for part in (source.train, *source.tests)]
     assert {f.read(i) for f in files for i in range(len(f))} == {f.read_bytes() for f in root.iterdir()}
 
@@ -177,7 +177,7 @@ def test_nothing_readable_is_said(tmp_path):
 def test_shards_that_are_missing_are_told(tmp_path, caplog):
     pack(Shapes(train_size=60, test_size=20), tmp_path / "out", "tar")
     (tmp_path / "out" / "train" / "00001.tar").unlink()
-    Shards(str(tmp_path / "out")).load("train")
+    ShardSource(str(tmp_path / "out")).load("train")
     assert "should hold 60 train images, but" in caplog.text
 
 
@@ -210,14 +210,14 @@ def test_a_killed_conversion_is_not_read_as_whole(tmp_path):
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "sets" / "out").exists()
     with pytest.raises(UserError, match="There are no shards"):
-        Shards(str(tmp_path / "sets"))
+        ShardSource(str(tmp_path / "sets"))
 
 
 # ---------------------------------------------------------------------------------------------- order and resuming
 @pytest.fixture
 def streamed(tmp_path, form):
     pack(Shapes(train_size=200, test_size=20), tmp_path / "out", form)
-    return Shards(str(tmp_path / "out"), decoded=False).load("train")
+    return ShardSource(str(tmp_path / "out"), decoded=False).load("train")
 
 
 def shown(images, epoch=1, state=None, stop=None, **options):
@@ -251,7 +251,7 @@ def test_the_order_does_not_depend_on_the_workers(streamed):
 
 def test_neighbours_in_the_order_lie_near_each_other(tmp_path, form):
     pack(Shapes(train_size=2000, test_size=10), tmp_path / "out", form, largest={"tar": 60_000, "litdata": 10_000}[form])
-    images = Shards(str(tmp_path / "out"), decoded=False).load("train")
+    images = ShardSource(str(tmp_path / "out"), decoded=False).load("train")
     ends = torch.tensor(images.pixels.blocks).cumsum(0)
     assert len(ends) > 60
     order = torch.tensor(flat(shown(images, workers=0, batch_size=20)[0]))
@@ -263,7 +263,7 @@ def test_neighbours_in_the_order_lie_near_each_other(tmp_path, form):
 def test_an_epoch_goes_on_where_it_stopped(streamed, workers):
     whole, _ = shown(streamed, workers=workers)
     first, state = shown(streamed, stop=9, workers=workers)
-    again = Shards(str(streamed.pixels.files.files[0].parents[1]), decoded=False).load("train")  # as another process would
+    again = ShardSource(str(streamed.pixels.files.files[0].parents[1]), decoded=False).load("train")  # as another process would
     rest, _ = shown(again, state=state, workers=2 - workers)
     assert first + rest == whole
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ssl_zoo.data import tars
-from ssl_zoo.data.shards import Shards
+from ssl_zoo.data.shards import ShardSource
 from ssl_zoo.errors import UserError
 
 
@@ -60,7 +60,7 @@ def test_samples_share_a_stem(tmp_path):
     images = {"a/1.jpg": picture(0, form="JPEG"), "a/b/2.webp": picture(10, form="WEBP"), "3.JPEG": picture(20, form="JPEG")}
     members = images | {"a/1.json": json.dumps(about).encode(), "a/b/2.cls": b"dog\n", "a/b/2.txt": b"a dog", "._3.jpg": b""}
     write_tar(tmp_path / "some.tar", members)
-    source = Shards(str(tmp_path / "some.tar"), test_share=0.3)
+    source = ShardSource(str(tmp_path / "some.tar"), test_share=0.3)
     files, labels, captions = source._index(source.train)
     assert [files.name(i) for i in range(3)] == ["some.tar: a/1.jpg", "some.tar: a/b/2.webp", "some.tar: 3.jpeg"]
     assert labels.to_pylist() == ["cat", "dog", None]
@@ -73,24 +73,24 @@ def test_splits_labels_and_blocks(tmp_path):
     write_tar(tmp_path / "train" / "0.tar", samples(5))
     write_tar(tmp_path / "train" / "1.tar", samples(4, 5))
     write_tar(tmp_path / "val-000.tar", samples(2, 50))
-    source = Shards(str(tmp_path))
+    source = ShardSource(str(tmp_path))
     train, test = source.load("train"), source.load("test")
     assert (reds(train), reds(test)) == (list(range(9)), [50, 51])
     assert (train.classes, train.labels.tolist(), test.labels.tolist()) == (["0", "1", "2"], [0, 1, 2] * 3, [2, 0])
     assert source._index(source.train)[0].blocks == [5, 4]
-    assert Shards(str(tmp_path), labels=False).load("train").labels is None
+    assert ShardSource(str(tmp_path), labels=False).load("train").labels is None
 
 
 def test_without_a_test_split_images_are_held_out(tmp_path):
     write_tar(tmp_path / "some.tar", samples(20))
-    source = Shards(str(tmp_path), test_share=0.25)
+    source = ShardSource(str(tmp_path), test_share=0.25)
     train, test = source.load("train"), source.load("test")
     assert (len(train), sorted(reds(train) + reds(test))) == (15, list(range(20)))
 
 
 def test_numbers_are_classes_in_their_order(tmp_path):
     write_tar(tmp_path / "a.tar", {f"{i}.{k}": d for i in (2, 10, 1) for k, d in (("png", picture(i)), ("cls", str(i).encode()))})
-    source = Shards(str(tmp_path))
+    source = ShardSource(str(tmp_path))
     assert source._classes.names == ["1", "2", "10"]
     assert source._numbers(source.train).tolist() == [1, 2, 0]
 
@@ -98,7 +98,7 @@ def test_numbers_are_classes_in_their_order(tmp_path):
 def test_an_image_beside_its_mask_and_names_with_dots(tmp_path):
     names = ["1.png", "1.mask.png", "2024.05.png", "2024.06.png"]
     texts = {"1.cls": b"0", "2024.05.cls": b"1", "2024.cls": b"2"}
-    source = Shards(str(write_tar(tmp_path / "a.tar", {n: picture(i) for i, n in enumerate(names)} | texts)))
+    source = ShardSource(str(write_tar(tmp_path / "a.tar", {n: picture(i) for i, n in enumerate(names)} | texts)))
     files, labels, _ = source._index(source.train)
     assert [files.read(i) for i in range(len(files))] == [picture(0), picture(2), picture(3)]
     assert labels.to_pylist() == ["0", "1", "2"]
@@ -107,7 +107,7 @@ def test_an_image_beside_its_mask_and_names_with_dots(tmp_path):
 def test_labels_that_are_none_are_named(tmp_path, caplog):
     bad = [b'{"label": [1]}', b"{", b"[" * 100_000, b'{"label": 2.0}', b'{"label": null}', b'{"caption": 7}', b'{"label": "\\ud800"}']
     members = {f"{i}.{k}": d for i, text in enumerate(bad) for k, d in (("png", picture(i)), ("json", text))}
-    source = Shards(str(write_tar(tmp_path / "a.tar", members)))
+    source = ShardSource(str(write_tar(tmp_path / "a.tar", members)))
     assert source._index(source.train)[1].to_pylist() == [None, None, None, "2", None, None, "?"]
     assert "1 labels that are neither text nor a whole number: 0" in caplog.text
     assert "2 .json files that cannot be read: 1, 2" in caplog.text
@@ -116,7 +116,7 @@ def test_labels_that_are_none_are_named(tmp_path, caplog):
 def test_labels_may_be_insisted_on(tmp_path):
     write_tar(tmp_path / "a.tar", {"1.png": picture(1), "2.png": picture(2)})
     with pytest.raises(UserError, match="labels=true needs labels"):
-        Shards(str(tmp_path), labels=True).load("train")
+        ShardSource(str(tmp_path), labels=True).load("train")
 
 
 # ---------------------------------------------------------------------------------------------- hostile tars
@@ -124,7 +124,7 @@ def test_names_never_become_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ["../../up.png", "/tmp/absolute.png", "a/../../b.png", "\x1b[31mred.png", "sur\udcffrogate.png"]
     write_tar(tmp_path / "in" / "a.tar", {n: picture(i) for i, n in enumerate(names)})
-    source = Shards(str(tmp_path / "in"), test_share=0.2, cache=str(tmp_path / "cache"))
+    source = ShardSource(str(tmp_path / "in"), test_share=0.2, cache=str(tmp_path / "cache"))
     assert len(source.load("train")) == 4
     shown = [source._index(source.train)[0].name(i) for i in range(5)]
     assert shown[0] == "a.tar: ../../up.png"
@@ -142,7 +142,7 @@ def test_links_and_devices_are_left_out(tmp_path, caplog, kind):
         link = tarfile.TarInfo("3.png")
         link.type, link.linkname = kind, "/etc/passwd"
         tar.addfile(link)
-    source = Shards(str(tmp_path))
+    source = ShardSource(str(tmp_path))
     assert len(source._index(source.train)[0]) == 2
     assert "1 members that are links or devices, left out: 3.png" in caplog.text
 
@@ -157,7 +157,7 @@ def test_pickles_are_never_opened(tmp_path, monkeypatch, caplog):
     bomb = pickle.dumps(Bomb())
     members = {"1.png": picture(1), "2.png": picture(2)} | {f"1.{k}": bomb for k in ("pkl", "pyd", "pth", "pickle", "npy", "pt")}
     members["2.pkl"] = bytes(tars.LONGEST_TEXT + 1)
-    source = Shards(str(write_tar(tmp_path / "a.tar", members)))
+    source = ShardSource(str(write_tar(tmp_path / "a.tar", members)))
     source.load("train")
     assert not (tmp_path / "exploded").exists()
     assert not caplog.text  # not even looked at
@@ -165,7 +165,7 @@ def test_pickles_are_never_opened(tmp_path, monkeypatch, caplog):
 
 
 def test_of_a_name_twice_the_last_counts(tmp_path, caplog):
-    source = Shards(str(write_tar(tmp_path / "a.tar", [("1.png", picture(1)), ("2.png", picture(2)), ("1.png", picture(9))])))
+    source = ShardSource(str(write_tar(tmp_path / "a.tar", [("1.png", picture(1)), ("2.png", picture(2)), ("1.png", picture(9))])))
     files = source._index(source.train)[0]
     assert [files.read(i) for i in range(len(files))] == [picture(2), picture(9)]
     assert "1 members of the same name, of which the last counts: 1.png" in caplog.text
@@ -174,21 +174,21 @@ def test_of_a_name_twice_the_last_counts(tmp_path, caplog):
 def test_a_cut_tar_gives_what_is_whole(tmp_path, caplog):
     whole = write_tar(tmp_path / "a.tar", samples(10)).read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: 512 * 4 * 6 + 540])  # a sample is 2 headers and 2 blocks: cut within the seventh image
-    source = Shards(str(tmp_path))
+    source = ShardSource(str(tmp_path))
     assert len(source._index(source.train)[0]) == 6
     assert caplog.text.count("breaks off") == 1
     caplog.clear()
-    Shards(str(tmp_path)).load("train")
+    ShardSource(str(tmp_path)).load("train")
     assert caplog.text.count("breaks off") == 1  # from the cached index as well
     (tmp_path / "a.tar").write_bytes(whole[: 512 * 4 * 6])  # between two members
-    assert len(Shards(str(tmp_path))._index(Shards(str(tmp_path)).train)[0]) == 6
+    assert len(ShardSource(str(tmp_path))._index(ShardSource(str(tmp_path)).train)[0]) == 6
 
 
 def test_damage_within_a_tar_is_told(tmp_path, caplog):
     data = bytearray(write_tar(tmp_path / "a.tar", samples(10)).read_bytes())
     data[512 * 4 * 6 : 512 * 4 * 6 + 512] = os.urandom(512)
     (tmp_path / "a.tar").write_bytes(data)
-    source = Shards(str(tmp_path))
+    source = ShardSource(str(tmp_path))
     assert len(source._index(source.train)[0]) == 6
     assert "breaks off" in caplog.text
 
@@ -205,7 +205,7 @@ def test_forged_sizes_end_the_tar(tmp_path, caplog, size, kind):
     block[124:136] = bytes([128 if size >= 0 else 255]) + (size % 256**11).to_bytes(11, "big")
     block[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(block))[0]
     (tmp_path / "good.tar").write_bytes(good + bytes(block) + bytes(1024))
-    source = Shards(str(tmp_path))
+    source = ShardSource(str(tmp_path))
     assert len(source._index(source.train)[0]) == 3
     assert "breaks off" in caplog.text
 
@@ -218,14 +218,14 @@ def test_a_header_is_never_read_whole_when_it_claims_gigabytes(tmp_path):
 def test_members_too_large_are_left_out(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(tars, "LARGEST", 1000)
     members = {"1.png": picture(1), "2.png": picture(2) + bytes(1000), "1.cls": b"1" * (tars.LONGEST_TEXT + 1)}
-    source = Shards(str(write_tar(tmp_path / "a.tar", members)))
+    source = ShardSource(str(write_tar(tmp_path / "a.tar", members)))
     assert source._index(source.train)[1].to_pylist() == [None]
     assert "2 members that are too large, left out: 2.png, 1.cls" in caplog.text
 
 
 def test_images_that_are_none_are_skipped(tmp_path):
     members = samples(4) | {"empty.png": b"", "wild.jpg": b"\xff\xd8\xff nothing"}
-    train = Shards(str(write_tar(tmp_path / "a.tar", members)), test_share=0.25).load("train")
+    train = ShardSource(str(write_tar(tmp_path / "a.tar", members)), test_share=0.25).load("train")
     assert (len(train), len(train.labels)) == (3, 3)
     assert sorted(s.partition(":")[2].split(":")[0].strip() for s in train.skipped) == ["empty.png", "wild.jpg"]
 
@@ -247,19 +247,19 @@ def test_images_that_are_none_are_skipped(tmp_path):
 def test_what_is_no_shard_is_said(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
-        Shards(str(tmp_path)).load("train")
+        ShardSource(str(tmp_path)).load("train")
 
 
 def test_hidden_folders_hold_no_shards(tmp_path):
     write_tar(tmp_path / ".half" / "a.tar", samples(4))
     with pytest.raises(UserError, match="There are no shards"):
-        Shards(str(tmp_path))
+        ShardSource(str(tmp_path))
 
 
 # ---------------------------------------------------------------------------------------------- the index
 def test_the_index_is_made_once_and_follows_the_file(tmp_path, monkeypatch):
     file, cache = write_tar(tmp_path / "in" / "a.tar", samples(4)), tmp_path / "cache"
-    count = lambda: len(Shards(str(tmp_path / "in"), cache=str(cache))._index(((file, tars.scan),))[0])  # noqa: E731
+    count = lambda: len(ShardSource(str(tmp_path / "in"), cache=str(cache))._index(((file, tars.scan),))[0])  # noqa: E731
     assert count() == 4
     scans = []
     scan = tars.scan
@@ -275,7 +275,7 @@ def test_the_index_is_made_once_and_follows_the_file(tmp_path, monkeypatch):
 def test_an_index_that_cannot_be_cached_is_used_all_the_same(tmp_path, caplog):
     write_tar(tmp_path / "in" / "a.tar", samples(4))
     (tmp_path / "file").write_text("")
-    source = Shards(str(tmp_path / "in"), cache=str(tmp_path / "file"))
+    source = ShardSource(str(tmp_path / "in"), cache=str(tmp_path / "file"))
     assert len(source._index(source.train)[0]) == 4
     assert "cannot be cached" in caplog.text
 
@@ -287,7 +287,7 @@ def _sum_there(files, rows):
 def test_rows_are_read_from_any_thread_and_process(tmp_path):
     for i in range(5):
         write_tar(tmp_path / f"{i}.tar", samples(20, 20 * i))
-    source = Shards(str(tmp_path))
+    source = ShardSource(str(tmp_path))
     files = source._index(source.train)[0]
     rows = np.random.RandomState(0).permutation(len(files)).tolist()
     expected = [picture(r) for r in rows]
@@ -301,7 +301,7 @@ def test_rows_are_read_from_any_thread_and_process(tmp_path):
 
 def test_a_file_that_changes_under_the_run_is_an_error(tmp_path):
     file = write_tar(tmp_path / "a.tar", samples(4))
-    source = Shards(str(tmp_path))
+    source = ShardSource(str(tmp_path))
     files = source._index(source.train)[0]
     write_tar(file, samples(8))
     with pytest.raises(OSError, match="has changed"):
@@ -318,7 +318,7 @@ def test_chunks_of_others(tmp_path):
         "list": lambda i: [picture(i), i % 3, f"number {i}"],
     }
     for name, item in layouts.items():
-        source = Shards(str(write_chunks(tmp_path / name, [item(i) for i in range(40)])))
+        source = ShardSource(str(write_chunks(tmp_path / name, [item(i) for i in range(40)])))
         files, labels, captions = source._index(source.train)
         assert [files.read(i) for i in range(40)] == [picture(i) for i in range(40)], name
         assert labels.to_pylist() == [str(i % 3) for i in range(40)], name
@@ -358,7 +358,7 @@ def test_a_hostile_index_is_refused(tmp_path, change, message):
     write_chunks(tmp_path / "a", [{"image": picture(i), "label": i} for i in range(10)])
     index_of(tmp_path / "a", change)
     with pytest.raises(UserError, match=message):
-        Shards(str(tmp_path / "a")).load("train")
+        ShardSource(str(tmp_path / "a")).load("train")
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -375,7 +375,7 @@ def test_damaged_chunks_give_what_is_whole_or_say_so(tmp_path, plain, caplog):
             data[place] = random.randint(256)
         file.write_bytes(data[: len(data) - (trial % 5) * 37])
         try:
-            source = Shards(str(tmp_path), cache=str(tmp_path / f"cache{trial}"))
+            source = ShardSource(str(tmp_path), cache=str(tmp_path / f"cache{trial}"))
             files = source._index(source.train)[0]
         except UserError as e:
             assert "\n" not in str(e)  # noqa: PT017
@@ -386,14 +386,14 @@ def test_damaged_chunks_give_what_is_whole_or_say_so(tmp_path, plain, caplog):
         ends[5] = 2**30
         file.write_bytes(whole.replace(ends[[0, 1, 2, 3, 4]].tobytes(), ends[[0, 1, 2, 3, 5]].tobytes()))
         with pytest.raises(UserError, match="cannot be read as a chunk"):
-            Shards(str(tmp_path)).load("train")
+            ShardSource(str(tmp_path)).load("train")
     else:
         file.write_bytes(whole[:-50])
-        assert len(Shards(str(tmp_path))._index(Shards(str(tmp_path)).train)[0]) == 9
+        assert len(ShardSource(str(tmp_path))._index(ShardSource(str(tmp_path)).train)[0]) == 9
         assert "1 images that are cut or damaged, left out: item 9" in caplog.text
 
 
 def test_reading_chunks_needs_no_litdata(tmp_path, monkeypatch):
     write_chunks(tmp_path, [{"image": picture(i), "label": i} for i in range(10)])
     monkeypatch.setitem(__import__("sys").modules, "litdata", None)
-    assert len(Shards(str(tmp_path)).load("train")) == 9
+    assert len(ShardSource(str(tmp_path)).load("train")) == 9

@@ -46,7 +46,7 @@ def find(root: Path) -> dict[str, tuple[Part, ...]]:
     return found
 
 
-class Shards:
+class ShardSource:
     """Tars or litdata chunks under `path`, whose names or folders hold the word train, test or validation; test before validation, unless
     only that has labels. Without either, `test_share` is held out of train. Classes: those of meta.json, else the labels themselves;
     labels=False ignores them, labels=True insists on them. image_size: pixels of a view; None decides by the images.
