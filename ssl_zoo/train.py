@@ -164,5 +164,5 @@ def config_hash(config: DictConfig) -> str:
     is part of the data sets that it decides the order of.
     """
     decisive = {k: v for k, v in plain(config).items() if k not in ("run", "out", "logger")}
-    decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in ("decoded", "workers", "worker_kind")}
+    decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in ("decoded", "resident", "workers", "worker_kind")}
     return hashlib.blake2b(json.dumps(decisive, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

@@ -257,8 +257,9 @@ def test_one_graph_few_bytes(monkeypatch, size, canvas, bytes_per_view):
     compile_to_module = GraphLowering.compile_to_module
 
     def counted(self):
+        module = compile_to_module(self)
         graphs.append((self.count_bytes()[0], len(self.scheduler.nodes)))
-        return compile_to_module(self)
+        return module
 
     monkeypatch.setattr(GraphLowering, "compile_to_module", counted)
     torch._dynamo.reset()

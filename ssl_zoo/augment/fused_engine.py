@@ -1,6 +1,7 @@
 """The fast engine: all views of a batch as one graph of plain tensor operations, compiled where that pays."""
 
 import logging
+from collections.abc import Callable
 from itertools import groupby
 
 import torch
@@ -36,8 +37,9 @@ class FusedEngine(nn.Module):
         super().__init__()
         self.groups = [(view, len(list(equal))) for view, equal in groupby(views)]  # equal views are made as one larger batch
         self.mean, self.std, self.dtype, self.compile_for = mean, std, dtype, compile_for
-        # nothing is compiled before it is called; the option has each plane written straight to its place in the view
-        self.compiled = torch.compile(self.make, dynamic=False, fullgraph=True, options={"max_pointwise_cat_inputs": 0})
+        self.compiled: Callable[..., list[Tensor]] = self.make
+        if compile_for:  # the option has each plane written straight to its place in the view
+            self.compiled = torch.compile(self.make, dynamic=False, fullgraph=True, options={"max_pointwise_cat_inputs": 0})
 
     @torch.no_grad()
     def forward(self, images: Tensor, seed: int, rows: Tensor | None = None) -> list[Tensor]:
