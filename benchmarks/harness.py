@@ -101,7 +101,9 @@ def write(
     import matplotlib.pyplot as plt
 
     busy = worst > 0.25
-    (out / f"{name}.json").write_text(json.dumps(result | {"worst_spread": round(worst, 3), "too_busy": busy}, indent=2) + "\n")
+    (out / f"{name}.json").write_text(
+        json.dumps(result | {"worst_spread": round(worst, 3), "too_busy": busy, "rows": rows}, indent=2) + "\n"
+    )
     (out / f"{name}.md").write_text(table(rows))
     figure, axes = plt.subplots(figsize=(7, 0.6 + 0.34 * len(bars)), layout="constrained")
     axes.barh(list(bars), list(bars.values()), color="#4269d0")

@@ -82,3 +82,13 @@ def test_the_table_of_short_runs_is_that_of_its_results():
     for name in set(short_runs.BROKEN) - {"SimSiam without stop-gradient"}:  # which narrowed, but passed no limit
         assert "ollapse" in found[name]["verdict"]
         assert any("ollapse" in w for w in found[name]["warnings"])
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs/results").glob("*-cpu*.json")), ids=lambda f: f.stem)
+def test_the_tables_of_speed_are_those_that_were_measured(file):
+    found = json.loads(file.read_text())
+    page = (ROOT / "docs/speed.md").read_text()
+    assert file.name in page
+    assert not found["too_busy"]
+    for row in found["rows"]:
+        assert "| " + " | ".join(str(v) for v in row.values()) + " |" in page

@@ -1,6 +1,7 @@
 """The fused engine, operation by operation, against torchvision on the same parameters; one graph, no host reads, few bytes."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from ssl_zoo.augment import colour
 from ssl_zoo.augment.blur import blur
 from ssl_zoo.augment.crop import TRIES, Box, draw_box, resample
-from ssl_zoo.augment.fused_engine import NUMBERS, FusedEngine, make_view
+from ssl_zoo.augment.fused_engine import COLOURS, NUMBERS, FusedEngine, make_view
 from ssl_zoo.augment.spec import resolve, resolve_all
 from tests.test_augment import PLAIN, VIEW, view
 
@@ -46,7 +47,7 @@ def apart(image):
 @pytest.mark.parametrize("size", [20, 48, 96])
 def test_crop_and_resize_equal_torchvision(interpolation, antialias, size):
     x = pixels(24, 80, 64)
-    box = draw_box(numbers(24)[:, 10:], 80, 64, (0.08, 1.0), (3 / 4, 4 / 3), 0.5)
+    box = draw_box(numbers(24)[:, COLOURS:], 80, 64, (0.08, 1.0), (3 / 4, 4 / 3), 0.5)
     ours = together(resample(x, torch.arange(24), box, size, interpolation, antialias, 80.0))
     mode = v2.InterpolationMode(interpolation)
     for k, image in enumerate(x):
@@ -67,7 +68,7 @@ def test_crop_and_resize_equal_torchvision(interpolation, antialias, size):
 )
 def test_boxes_are_torchvisions_for_any_image(height, width, low, span, narrow, wide, seed):
     scale, ratio = (low, low + span * (1 - low)), (narrow, wide)
-    u = numbers(50, seed)[:, 10:]
+    u = numbers(50, seed)[:, COLOURS:]
     box = draw_box(u, height, width, scale, ratio, 0.5)
     for b in (box.top, box.left, box.height, box.width):
         assert torch.equal(b, b.round())
@@ -103,17 +104,26 @@ def test_a_crop_never_reads_beyond_its_box():
 
 # ------------------------------------------------------------------------------------------ colour
 def test_jitter_equals_torchvision_in_every_order():
-    n = len(colour.ORDERS)
+    orders = torch.tensor(list(itertools.permutations(range(4))))
+    n = len(orders)
     x = planes(n)
     u = torch.rand(4, n, generator=torch.Generator().manual_seed(1))
     b, c, s, h = *(0.2 + 1.6 * u[:3]), u[3] - 0.5
-    ours = together(colour.jitter(x, torch.arange(n), b, c, s, h))
+    ours = together(colour.jitter(x, orders, b, c, s, h))
     apply = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-    for k, places in enumerate(colour.ORDERS):
+    for k, place in enumerate(orders.tolist()):
         theirs = together(x)[k]
-        for op in sorted(range(4), key=lambda o: places[o]):
+        for op in sorted(range(4), key=place.__getitem__):
             theirs = apply[op](theirs, float((b, c, s, h)[op][k]))
         torch.testing.assert_close(ours[k], theirs, atol=2e-5, rtol=0)
+
+
+def test_every_order_is_as_likely_and_ties_have_one():
+    place = colour.places(torch.rand(24_000, 4, generator=torch.Generator().manual_seed(0)))
+    found, counts = place.unique(dim=0, return_counts=True)
+    assert len(found) == 24
+    assert (counts.float() - 1000).abs().max() < 4.5 * 1000**0.5
+    assert colour.places(torch.tensor([[0.5, 0.1, 0.5, 0.5], [0.0, 0.0, 0.0, 0.0]])).tolist() == [[1, 0, 2, 3], [0, 1, 2, 3]]
 
 
 def test_extreme_colours():
@@ -148,20 +158,19 @@ def test_a_whole_view_is_its_operations_in_order():
     v = dataclasses.replace(view(24, **FULL), blur_kernel=5, solarize_threshold=0.4)
     x, u = pixels(60, 32, 40), numbers(60)
     ours = together(make_view(x, torch.arange(60), u, v))
-    box = draw_box(u[:, 10:], 32, 40, v.scale, v.ratio, v.flip)
+    box = draw_box(u[:, COLOURS:], 32, 40, v.scale, v.ratio, v.flip)
     seen = torch.zeros(4)
     for k in range(60):
         corner = [int(t[k]) for t in (box.top, box.left, box.height, box.width)]
         y = F.resized_crop(x[k].float() / 255, *corner, [24, 24], v2.InterpolationMode.BILINEAR, v.antialias)
         y = y.flip(-1) if box.flip[k] else y
-        bright, contrast, saturated, hue, order, jittered, gray, sigma, blurred, solarized = u[k, :10].tolist()
+        bright, contrast, saturated, hue, jittered, gray, sigma, blurred, solarized = u[k, 4:COLOURS].tolist()
         if jittered < 0.8:
             strengths = (v.brightness, bright, F.adjust_brightness), (v.contrast, contrast, F.adjust_contrast)
             strengths = *strengths, (v.saturation, saturated, F.adjust_saturation)
             ops = [lambda t, a=a, n=n, f=f: f(t, 1 - a + 2 * a * n) for a, n, f in strengths]
             ops.append(lambda t, n=hue: F.adjust_hue(t, v.hue * (2 * n - 1)))
-            places = colour.ORDERS[int(order * 24)]
-            for op in sorted(range(4), key=lambda o: places[o]):
+            for op in u[k, :4].argsort().tolist():
                 y = ops[op](y)
         if gray < 0.2:
             y = F.rgb_to_grayscale(y, 3)

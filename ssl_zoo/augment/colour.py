@@ -4,15 +4,12 @@ Formulas are those of torchvision's ColorJitter, rgb_to_grayscale and solarize o
 would have to be read on the host.
 """
 
-import itertools
-
 import torch
 from torch import Tensor
 
 from ssl_zoo.augment.crop import Planes
 
 LUMA = (0.2989, 0.587, 0.114)
-ORDERS = tuple(itertools.permutations(range(4)))  # places of brightness, contrast, saturation and hue
 
 
 def _each(t: Tensor) -> Tensor:
@@ -44,14 +41,20 @@ def shift_hue(rgb: Planes, turn: Tensor) -> Planes:
     return channel(5.0), channel(3.0), channel(1.0)
 
 
-def jitter(rgb: Planes, order: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Planes:
-    """Brightness, contrast, saturation (factors [B]) and hue (turns [B]), for every image in the order of its number in ORDERS, [B].
+def places(u: Tensor) -> Tensor:
+    """A random order of k operations from uniform numbers [B, k]: the place of each, 0 to k - 1, is how many numbers are smaller."""
+    mine, other = u[:, :, None], u[:, None, :]
+    earlier = torch.ones(u.shape[1], u.shape[1], dtype=torch.bool, device=u.device).tril(-1)  # of two equal ones the first is smaller
+    return ((other < mine) | ((other == mine) & earlier)).sum(2)
+
+
+def jitter(rgb: Planes, place: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Planes:
+    """Brightness, contrast, saturation (factors [B]) and hue (turns [B]), for every image at their `place` [B, 4], 0 to 3.
 
     All but hue are clamp(a x + b luma(x) + d) with scalars a, b, d for each image: brightness f has a = f; saturation a = f, b = 1 - f;
     contrast a = f, d = (1 - f) mean(luma). So whatever the order, an image passes three such steps, the hue, and three more, of which
     those that are not its turn do nothing. The mean that contrast needs is that of a first passage which ends before it.
     """
-    place = torch.tensor(ORDERS, device=order.device)[order]
     of_hue, others = place[:, 3:], place[:, :3]
     after_hue = others > of_hue
     among = others - after_hue.long()  # places of the three among themselves

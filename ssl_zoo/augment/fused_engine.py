@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ssl_zoo.augment.blur import blur
-from ssl_zoo.augment.colour import ORDERS, grayscale, jitter, select, solarize
+from ssl_zoo.augment.colour import grayscale, jitter, places, select, solarize
 from ssl_zoo.augment.crop import TRIES, Planes, draw_box, resample
 from ssl_zoo.augment.spec import View
 
 log = logging.getLogger("ssl_zoo")
-NUMBERS = 2 * TRIES + 3 + 10  # uniform numbers that decide a view
+COLOURS = 13  # uniform numbers that decide what follows the crop
+NUMBERS = COLOURS + 2 * TRIES + 3  # uniform numbers that decide a view
 IN_CACHE = 1 << 17  # pixels of a view that a CPU without the compiler handles at once
 
 
@@ -77,14 +78,14 @@ class FusedEngine(nn.Module):
 def make_view(images: Tensor, rows: Tensor, u: Tensor, view: View) -> Planes:
     """One view of each image at `rows` [B], on [0, 1], as the uniform numbers u [B, NUMBERS] decide: operations in the order of View."""
     height, width = images.shape[-2:]
-    bright, contrast, saturated, hue, order, jittered, gray, sigma, blurred, solarized = u[:, :10].unbind(1)
-    box = draw_box(u[:, 10:], height, width, view.scale, view.ratio, view.flip)
+    bright, contrast, saturated, hue, jittered, gray, sigma, blurred, solarized = u[:, 4:COLOURS].unbind(1)
+    box = draw_box(u[:, COLOURS:], height, width, view.scale, view.ratio, view.flip)
     rgb = resample(images, rows, box, view.size, view.interpolation, view.antialias, view.largest(height, width))
     if view.jitter_p:
         strengths = (view.brightness, bright), (view.contrast, contrast), (view.saturation, saturated)
         b, c, s = (between(max(0.0, 1 - amplitude), 1 + amplitude, n) for amplitude, n in strengths)
-        orders = (order * len(ORDERS)).long().clamp(max=len(ORDERS) - 1)
-        rgb = select(jittered < view.jitter_p, jitter(rgb, orders, b, c, s, between(-view.hue, view.hue, hue)), rgb)
+        changed = jitter(rgb, places(u[:, :4]), b, c, s, between(-view.hue, view.hue, hue))
+        rgb = select(jittered < view.jitter_p, changed, rgb)
     if view.gray:
         rgb = grayscale(rgb, gray < view.gray)
     if view.blur_p:
