@@ -1,7 +1,5 @@
 """Compose, build, fit, summarise: the one file that knows everything."""
 
-import hashlib
-import json
 import logging
 import time
 import warnings
@@ -9,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
@@ -27,10 +24,10 @@ from ssl_zoo.data.feed import worker_error
 from ssl_zoo.data.loader import Loader
 from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.distributed import union
-from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.protocol import labelled_pair
 from ssl_zoo.export import save_backbone
 from ssl_zoo.reports.summary import write_summary
+from ssl_zoo.run_folder import check_checkpoint, config_hash, run_folder
 from ssl_zoo.saved import save_config
 
 DECODE_ONCE = "; data.decoded=true decodes them once, into the cache"
@@ -41,33 +38,6 @@ def quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning|torch|kornia|timm")
-
-
-def run_folder(config: DictConfig, name: str) -> Path:
-    """A new folder for this run; one that holds a run is never written over. Ranks above 0 only learn the name: they write nothing."""
-    run = Path(config.run or Path(config.out) / name / time.strftime("%Y%m%d-%H%M%S"))
-    if not config.run:
-        base, n = run, 1
-        while run.exists():
-            run, n = base.with_name(f"{base.name}-{n}"), n + 1
-    if rank_zero_only.rank:
-        return run
-    if (run / "config.yaml").exists():
-        raise UserError(f"run={run} already holds a run: choose another folder, or continue it with ssl-zoo resume run={run}.")
-    try:
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"The run folder {run} cannot be made ({e.strerror}): choose another with run=... or out=...") from e
-    return run
-
-
-def check_checkpoint(file: Path) -> None:
-    """Refuse a checkpoint that cannot be read before anything of the run is changed."""
-    try:
-        torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as e:  # torch raises exceptions of many kinds for a damaged file
-        reason = str(e).splitlines()[0][:160]
-        raise UserError(f"{file} cannot be read ({reason}): restore it from a copy or start a new run.") from e
 
 
 def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | None = None) -> dict[str, Any]:
@@ -110,6 +80,8 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     )
     if trainer.is_global_zero:
         print(f"data          {loader.about()}{DECODE_ONCE if isinstance(data.train.pixels, OnDemand) else ''}")
+        if getattr(method.augment, "compile_for", None):
+            print("views         compiled when the first batch comes, which takes a while (augment.compile=false skips it)")
     trainer.callbacks.append(Place(loader))
     steps = -(-len(loader) // trainer.accumulate_grad_batches)
     steps = steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
@@ -157,12 +129,3 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     }
     facts |= {"run": str(run), "sync": sync_command(run)}
     return write_summary(run, facts, trainer, evaluate, speed, time.perf_counter() - started, data_seconds)
-
-
-def config_hash(config: DictConfig) -> str:
-    """A hash of everything that decides the result: the config without where it is written and who loads the data. How data is decoded
-    is part of the data sets that it decides the order of.
-    """
-    decisive = {k: v for k, v in plain(config).items() if k not in ("run", "out", "logger")}
-    decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in ("decoded", "resident", "workers", "worker_kind")}
-    return hashlib.blake2b(json.dumps(decisive, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

@@ -13,8 +13,8 @@ from conftest import ROOT, SMOKE, command
 from ssl_zoo.cli import split_options
 from ssl_zoo.config import compose, expand
 from ssl_zoo.reports.html import table
+from ssl_zoo.run_folder import config_hash
 from ssl_zoo.shard import dataset_words
-from ssl_zoo.train import config_hash
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
