@@ -20,7 +20,7 @@ IN_CACHE = 1 << 17  # pixels of a view that a CPU without the compiler handles a
 
 class FusedEngine(nn.Module):
     """images uint8 [N, 3, H, W], seed, rows [B] of the images (None: all) -> one view [B, 3, size, size] per specification, of `dtype`,
-    in channels_last, normalised by mean and std.
+    in channels_last or contiguous, normalised by mean and std.
 
     Every choice comes from uniform numbers that a generator of its own draws at once: the same seed gives the same views on the same
     kind of device, and the random state outside is left as it was. The rest is a pure function of fixed shapes, and no value is read on
@@ -34,13 +34,14 @@ class FusedEngine(nn.Module):
         std: tuple[float, ...],
         dtype: torch.dtype = torch.float32,
         compile_for: int | None = None,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.groups = [(view, len(list(equal))) for view, equal in groupby(views)]  # equal views are made as one larger batch
-        self.mean, self.std, self.dtype, self.compile_for = mean, std, dtype, compile_for
+        self.mean, self.std, self.dtype, self.compile_for, self.channels_last = mean, std, dtype, compile_for, channels_last
         self.compiled: Callable[..., list[Tensor]] = self.make
-        if compile_for:  # the option has each plane written straight to its place in the view
-            self.compiled = torch.compile(self.make, dynamic=False, fullgraph=True, options={"max_pointwise_cat_inputs": 0})
+        if compile_for:
+            self.compiled = torch.compile(self.make, dynamic=False, fullgraph=True)
 
     @torch.no_grad()
     def forward(self, images: Tensor, seed: int, rows: Tensor | None = None) -> list[Tensor]:
@@ -71,7 +72,8 @@ class FusedEngine(nn.Module):
             rgb = make_view(images, rows.repeat(count), u[len(views) : len(views) + count].flatten(0, 1), view)
             planes = [((x - m) * (1 / s)).to(self.dtype) for x, m, s in zip(rgb, self.mean, self.std, strict=True)]
             # channels_last: convolutions are a third faster with it on CPUs, and on GPUs in half precision
-            views += torch.stack(planes, -1).permute(0, 3, 1, 2).chunk(count)
+            view_batch = torch.stack(planes, -1).permute(0, 3, 1, 2) if self.channels_last else torch.stack(planes, 1)
+            views += view_batch.chunk(count)
         return views
 
 
