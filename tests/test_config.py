@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 from omegaconf import OmegaConf
 
+from ssl_zoo.augment.spec import resolve_all
 from ssl_zoo.checks import check_located, nearest
 from ssl_zoo.config import choice_names, compose, conf_dir, expand, plain, run_name
 from ssl_zoo.errors import UserError
@@ -231,6 +232,20 @@ def test_a_run_is_loaded_with_what_a_resume_may_change(saved):
     assert commands_of(saved) == ["ssl-zoo epochs=3", "ssl-zoo resume run=x"]
     changed = load_run(saved, ["epochs=9", "trainer.log_every_n_steps=1", "evaluation.knn.k=5", "data.resident=false"])
     assert (changed.epochs, changed.trainer.max_epochs, changed.evaluation.knn.k, changed.data.resident) == (9, 9, 5, False)
+
+
+def test_a_run_of_before_the_fused_engine_is_loaded(saved):
+    config = OmegaConf.load(saved / "config.yaml")
+    for view in ("view1", "view2", "local"):
+        del config.augment[view].extra, config.augment[view].crop.antialias
+    del config.augment.compile
+    config.augment.engine = "kornia"
+    for key in ("decoded", "workers", "worker_kind"):
+        del config.data[key]
+    (saved / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    old = load_run(saved, ["epochs=9"])
+    assert (old.epochs, old.augment.engine, old.data.workers) == (9, "kornia", "auto")
+    assert [v.antialias for v in resolve_all(plain(old.augment), 32)] == [False, False]
 
 
 RESUME_ANSWERS = {

@@ -78,7 +78,7 @@ def resolve(view: Mapping[str, Any], image_size: int, name: str = "view1") -> Vi
     interpolation = pick(view["crop"]["interpolation"], size)
     if interpolation not in INTERPOLATIONS:
         raise UserError(f"augment.{name}.crop.interpolation={interpolation} does not work: it takes {' or '.join(INTERPOLATIONS)}.")
-    antialias = view["crop"]["antialias"]
+    antialias = view["crop"].get("antialias", False)  # runs of before the fused engine have no such key
     if not isinstance(antialias, bool):
         raise UserError(f"augment.{name}.crop.antialias={antialias} does not work: it takes true or false.")
     extra = view.get("extra") or []
