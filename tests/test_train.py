@@ -259,10 +259,13 @@ def test_two_processes_train_as_one(cli, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_stops_both_and_loses_nothing(tmp_path):
-    """SIGTERM reaches the second rank only: both stop at the step they agree on, and resume ends as the run that was never stopped."""
-    words = [*SMOKE, "trainer.devices=2", "trainer.strategy=ddp", "batch_size=8", "epochs=2", "evaluation.baselines=false",
-             "evaluation.linear.final=false"]  # fmt: skip
+@pytest.mark.parametrize(("batch_size", "step"), [(8, 10), (19, 5)])
+def test_a_signal_to_one_of_two_processes_stops_both_and_loses_nothing(tmp_path, batch_size, step):
+    """SIGTERM reaches the second rank only: both stop at the step they agree on, and resume ends as the run that was never stopped.
+    Epochs of 5 steps end at every tenth step, after which the epoch is saved first.
+    """
+    words = [*SMOKE, "trainer.devices=2", "trainer.strategy=ddp", f"batch_size={batch_size}", "epochs=2",
+             "evaluation.baselines=false", "evaluation.linear.final=false"]  # fmt: skip
     (tmp_path / "cut.py").write_text(
         "import os, signal, sys\nfrom ssl_zoo.callbacks.stop import Stop\nfrom ssl_zoo.cli import main\nbefore = Stop.on_train_batch_end\n"
         "def at_step_3(self, trainer, *a):\n"
@@ -280,7 +283,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_loses_nothing(tmp_path)
     cut = go(*words, "run=cut")
     assert cut.returncode == 130, cut.stderr
     assert cut.stderr.count("ssl-zoo resume run=cut") == 1
-    assert torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 10
+    assert torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
     resumed = go("resume", "run=cut")
     assert resumed.returncode == 0, resumed.stderr
     a, b = (load_file(tmp_path / r / "backbone.safetensors") for r in ("whole", "cut"))

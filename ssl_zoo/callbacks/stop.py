@@ -20,12 +20,15 @@ class Stop(Callback):
     """On the first signal: finish the step, write `checkpoint`, raise Stopped. On the second: raise it at once.
 
     With several devices a signal may reach one of them only, so they agree on it every `every_n_steps` steps and stop at the same one.
+    After the last step of an epoch, the epoch is judged and saved first.
     """
 
     def __init__(self, checkpoint: str, every_n_steps: int = 10) -> None:
         self.checkpoint, self.every_n_steps, self.asked = checkpoint, every_n_steps, False
         self._before: dict[int, Any] = {}
         self._step = 0
+        self._due = False  # whether the devices have to agree at the next step
+        self._epochs = 0
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._step = trainer.global_step
@@ -43,15 +46,20 @@ class Stop(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
         stepped, self._step = trainer.global_step != self._step, trainer.global_step  # gradients that accumulate are in no checkpoint
-        if stepped and not trainer.is_last_batch and self._agreed(trainer):  # after the last batch the epoch is evaluated and logged first
+        self._due |= stepped and trainer.global_step % self.every_n_steps == 0
+        if stepped and not trainer.is_last_batch and (trainer.world_size == 1 or self._due) and self._agreed(trainer):
             trainer.save_checkpoint(self.checkpoint)
             raise Stopped(f"Stopped after step {trainer.global_step}; nothing is lost.")
 
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._epochs += 1
+        if self._epochs > 1 and self._agreed(trainer):
+            raise Stopped(f"Stopped after epoch {trainer.current_epoch}; nothing is lost.")
+
     def _agreed(self, trainer: L.Trainer) -> bool:
+        self._due = False
         if trainer.world_size == 1:
             return self.asked
-        if trainer.global_step % self.every_n_steps:
-            return False
         return bool(max_over_ranks(torch.tensor([float(self.asked)], device=trainer.strategy.root_device)))
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
