@@ -100,12 +100,23 @@ def test_what_is_compiled_and_in_which_precision():
     assert build_augment(config("trainer.precision=bf16-mixed"), 32).dtype == torch.float32
 
 
-def test_views_without_a_working_compiler(monkeypatch, caplog):
+def test_views_are_compiled_for_one_number_of_images(monkeypatch):
+    engine = build_augment(compose("train", ["augment.compile=true", "batch_size=4", "trainer.accelerator=cpu"]), 32, training=True)
+    calls = []
+    monkeypatch.setattr(engine, "compiled", lambda *a: calls.append(len(a[0])) or engine.make(*a))
+    x = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8)
+    for images, rows in ((x, torch.arange(4)), (x[:4], None), (x, torch.arange(3)), (x, torch.arange(4))):
+        engine(images, 0, rows)
+    assert calls == [9, 9]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_views_without_a_working_compiler(monkeypatch, caplog, full):
     engine = build_augment(compose("train", ["augment.compile=true", "batch_size=4", "trainer.accelerator=cpu"]), 32, training=True)
     assert engine.compile_for == 4
 
     def broken(*args):
-        raise torch._dynamo.exc.BackendCompilerFailed(None, RuntimeError("no g++"), None)
+        raise OSError("no room for compiled code") if full else torch._dynamo.exc.BackendCompilerFailed(None, RuntimeError("no g++"), None)
 
     monkeypatch.setattr(engine, "compiled", broken)
     x = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)

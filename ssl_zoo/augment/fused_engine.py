@@ -15,7 +15,7 @@ from ssl_zoo.augment.spec import View
 log = logging.getLogger("ssl_zoo")
 COLOURS = 13  # uniform numbers that decide what follows the crop
 NUMBERS = COLOURS + 2 * TRIES + 3  # uniform numbers that decide a view
-IN_CACHE = 1 << 17  # pixels of a view that a CPU without the compiler handles at once
+IN_CACHE = 1 << 17  # pixels of a view that a CPU handles at once: more would leave its caches
 
 
 class FusedEngine(nn.Module):
@@ -39,6 +39,7 @@ class FusedEngine(nn.Module):
         super().__init__()
         self.groups = [(view, len(list(equal))) for view, equal in groupby(views)]  # equal views are made as one larger batch
         self.mean, self.std, self.dtype, self.compile_for, self.channels_last = mean, std, dtype, compile_for, channels_last
+        self.compiled_from: int | None = None  # how many images it was compiled for: another number would compile it again
         self.compiled: Callable[..., list[Tensor]] = self.make
         if compile_for:
             self.compiled = torch.compile(self.make, dynamic=False, fullgraph=True)
@@ -49,17 +50,21 @@ class FusedEngine(nn.Module):
         generator = torch.Generator(images.device).manual_seed(seed)
         count = sum(n for _, n in self.groups)
         u = torch.rand(count, len(rows), NUMBERS, generator=generator, device=images.device)
+        compiled = len(rows) == self.compile_for and self.compiled_from in (None, len(images))
+        size = max(1, IN_CACHE // self.groups[0][0].size ** 2) if images.device.type == "cpu" else len(rows)
         with torch.autocast(images.device.type, enabled=False):
-            if len(rows) == self.compile_for:
-                return self._compiled(images, rows, u)
-            size = max(1, IN_CACHE // self.groups[0][0].size ** 2) if images.device.type == "cpu" else len(rows)
-            parts = [self.make(images, r, n) for r, n in zip(rows.split(size), u.split(size, 1), strict=True)]
-            return [torch.cat(views) for views in zip(*parts, strict=True)]
+            parts = [
+                (self._compiled if compiled and len(r) == min(size, len(rows)) else self.make)(images, r, n)
+                for r, n in zip(rows.split(size), u.split(size, 1), strict=True)
+            ]
+        return [torch.cat(views) for views in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
 
     def _compiled(self, images: Tensor, rows: Tensor, u: Tensor) -> list[Tensor]:
         try:
-            return self.compiled(images, rows, u)
-        except torch._dynamo.exc.TorchDynamoException as e:  # no working compiler on this machine, most often
+            views = self.compiled(images, rows, u)
+            self.compiled_from = len(images)
+            return views
+        except (torch._dynamo.exc.TorchDynamoException, OSError) as e:  # no working compiler on this machine, most often
             reason = str(e).strip().splitlines()[0]
             log.warning("views are made without the compiler, which failed here (augment.compile=false skips it): %s", reason)
             self.compile_for = None
