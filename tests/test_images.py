@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import numbered
+from conftest import Bytes, numbered, picture
+from PIL import features
 
 from ssl_zoo.data.images import held_out
+from ssl_zoo.data.pixels import decode_row
 from ssl_zoo.errors import UserError
 
 
@@ -28,3 +30,13 @@ def test_subset_and_statistics():
     assert len(std) == 3
     train, test = held_out(100, 0.2)
     assert sorted([*train.tolist(), *test.tolist()]) == list(range(100))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow has no AVIF here")
+def test_whatever_a_plugin_raises_makes_a_file_unreadable():
+    whole = picture((200, 30, 90), size=(64, 64), form="AVIF")
+    kinds = set()
+    for cut in range(len(whole) // 2, len(whole), 7):
+        for data in (whole[:cut], whole[:cut] + b"\xff" * (len(whole) - cut)):
+            kinds.add(type(decode_row(Bytes(data), 0, 16)))
+    assert str in kinds

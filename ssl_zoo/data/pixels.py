@@ -1,6 +1,7 @@
 """One encoded image to pixels."""
 
 import io
+import struct
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -9,7 +10,11 @@ from ssl_zoo.data.encoded import Encoded, sample
 
 VERSION = "3"  # part of the hash: raise it when decoding changes
 SMALL = 128  # images up to this size are kept as they are
-UNREADABLE = (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError)
+UNREADABLE = (  # what Pillow's plugins raise for damaged files
+    *(OSError, ValueError, SyntaxError, MemoryError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError),
+    struct.error,
+    Image.DecompressionBombError,
+)
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
