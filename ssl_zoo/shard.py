@@ -26,7 +26,7 @@ def dataset_words(words: list[str], config_dirs: list[str]) -> list[str]:
     path = Path(given[0]).expanduser()
     if not given[0] or not path.exists():
         raise unknown("folder, file or data set", given[0], names)
-    quoted = given[0].replace("'", "\\'")
+    quoted = given[0].replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
     return [f"dataset={_kind(path)}", f"dataset.path='{quoted}'", *rest]
 
 
@@ -45,6 +45,8 @@ def _kind(path: Path) -> str:
 
 def check_shard(out: Path, data: str | None, form: str) -> None:
     """Refuse what would write over something, read what it writes, or cannot be written at all."""
+    if out.is_symlink() or os.path.ismount(out) or out.resolve() == Path.cwd():
+        raise UserError(f"out={out} cannot be replaced by the finished shards (a link, a mount or this folder): name a new folder in it.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"out={out} is not empty: choose a new folder.")
     if data and out.resolve().is_relative_to(Path(data).expanduser().resolve()):

@@ -18,6 +18,7 @@ from conftest import ROOT
 from PIL import Image
 from test_shards import picture, write_chunks
 
+from ssl_zoo.config import compose
 from ssl_zoo.data import pack as P
 from ssl_zoo.data.folder import Folder
 from ssl_zoo.data.images import Images
@@ -293,6 +294,7 @@ def test_an_epoch_goes_on_with_another_number_of_ranks(streamed, before, after):
         (["data=shape", "out=o"], "did you mean 'shapes'?"),
         (["data=in", "out=in"], "out=in is not empty"),
         (["data=in", "out=in/shards"], "lies inside the data"),
+        (["data=in", "out=."], "name a new folder in it"),
         (["data=in/1.png", "out=o"], "neither parquet nor a tar"),
         (["data=in", "out=o", "format=zip"], "format takes tar or litdata"),
         (["data=in", "out=o", "shard_mb=0.5"], "shard_mb takes a whole number of megabytes"),
@@ -331,6 +333,9 @@ def test_what_data_means(tmp_path):
     kinds = {"it's photos": "folder", "tables": "parquet", "tables/deep/a.parquet": "parquet", "packed": "shards", "packed/a.tar": "shards"}
     for name, kind in kinds.items():
         assert dataset_words([f"data={tmp_path / name}", "out=o"], [])[0] == f"dataset={kind}"
+    odd = tmp_path / "a${b}\\"
+    write_folder(odd, ["a/1.png"])
+    assert compose("shard", dataset_words([f"data={odd}", "out=o"], [])).dataset.path == str(odd)
     assert dataset_words(["data=cifar10", "out=o"], []) == ["dataset=cifar10", "out=o"]
 
 

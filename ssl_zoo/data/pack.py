@@ -1,5 +1,6 @@
 """Write images into shards: out/train and out/test, as tars or chunks of litdata, and what both share in out/meta.json."""
 
+import glob
 import io
 import json
 import logging
@@ -125,6 +126,8 @@ def pack(splits: dict[str, Images], out: Path, form: str, largest: int, size: in
     no image header, or with `size` cannot be decoded, is left out. UserError where a split would be empty or `out` cannot be written.
     """
     part = out.with_name(f".{out.name}.part-{os.getpid()}")
+    for left in out.parent.glob(f".{glob.escape(out.name)}.part-*"):
+        log.warning("%s is left of another conversion: delete it unless that is still running", left)
     packed, counts = Packed(), {}
     try:
         for split, images in splits.items():
