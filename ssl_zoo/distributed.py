@@ -6,6 +6,7 @@ gradients that DDP takes is the gradient of that loss.
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -100,13 +101,13 @@ def gather_uneven(x: Tensor) -> Tensor:
     return torch.cat([p[: int(s)] for p, s in zip(parts, sizes, strict=True)])
 
 
-def union(lines: list[str]) -> list[str]:
-    """The lines of all ranks, each once, sorted."""
-    parts: list[Any] = [lines]
+def union(items: Iterable[Any]) -> list[Any]:
+    """The items of all ranks, each once, sorted; small Python objects. Not for the hot loop."""
+    parts: list[Any] = [list(items)]
     if world_size() > 1:
-        parts = [None] * world_size()
-        dist.all_gather_object(parts, lines)
-    return sorted({line for part in parts for line in part})
+        mine, parts = parts[0], [None] * world_size()
+        dist.all_gather_object(parts, mine)
+    return sorted({item for part in parts for item in part})
 
 
 def fold_seed(*parts: int | str) -> int:

@@ -49,6 +49,8 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     started = time.perf_counter()
     L.seed_everything(config.seed, verbose=False)
     data = build_data(config)
+    if config.dataset.get("decoded") == "auto":  # a resumed run must not decide anew: the order of an epoch depends on it
+        config.dataset.decoded = not isinstance(data.train.pixels, OnDemand)
     method = build_method(config, data)
     run = resume or run_folder(config, name)
     if not rank_zero_only.rank:

@@ -5,6 +5,8 @@ import multiprocessing as mp
 import os
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import picture, write
@@ -13,6 +15,7 @@ import ssl_zoo.data.cache
 from ssl_zoo.data.cache import Cache, _remove_leftovers, locked, stamp
 from ssl_zoo.data.folder import Files, Folder
 from ssl_zoo.data.ondemand import OnDemand
+from ssl_zoo.data.parquet import Parquet
 from ssl_zoo.data.pixels import decode_row
 from ssl_zoo.errors import UserError
 
@@ -183,3 +186,11 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"set data\.cache"):
         Folder(str(tmp_path / "in"), cache=str(tmp_path / "file" / "cache")).load("train")
+
+
+def test_another_column_of_a_file_is_another_array(tmp_path, old_files):
+    images = [{"bytes": picture((grey, 0, 0), size=(8, 8)), "path": None} for grey in (10, 200)]
+    pq.write_table(pa.table({"image": [images[0]] * 10, "other": [images[1]] * 10}), tmp_path / "a.parquet")
+    for column, value in (("image", 10), ("other", 200)):
+        found = Parquet(str(tmp_path / "a.parquet"), image_column=column, cache=str(tmp_path / "cache")).load("train").pixels
+        assert (found[:, 0] == value).all()

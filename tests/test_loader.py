@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import Bytes, numbered, picture, write
@@ -17,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ssl_zoo.data import parquet
 from ssl_zoo.data.encoded import BLOCKS
 from ssl_zoo.data.feed import plan
 from ssl_zoo.data.images import Images
@@ -346,3 +349,24 @@ def test_runs_do_not_depend_on_who_decodes(cli, tmp_path):
 def test_fewer_images_than_a_batch_is_said():
     with pytest.raises(UserError, match="10 training images, fewer than the global batch of 16: set batch_size=5 or less"):
         Loader(numbered(10), 8, 0, world_size=2)
+
+
+def test_row_groups_are_mixed_as_far_as_memory_holds_them(tmp_path, monkeypatch):
+    images = [{"bytes": picture((i, 0, 0), size=(8, 8)), "path": None} for i in range(60)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=3)
+    one = len(images[0]["bytes"]) * 3
+    monkeypatch.setattr(parquet, "GROUP_BYTES", 5 * one)
+    source = parquet.Parquet(str(tmp_path), cache=str(tmp_path / "cache"), decoded=False, test_share=0.1)
+    pixels = source.load("train").pixels
+    assert 2 <= pixels.window <= 5
+    opened = []
+    read = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda self, g, **k: opened.append(g) or read(self, g, **k))
+    list(Loader(source.load("train"), 6, 0, workers=0))
+    assert len(opened) <= 20 + 3  # each of the 20 about once
+
+
+def test_an_epoch_of_which_too_little_is_left_is_over():
+    loader = Loader(numbered(50), 5, 0)
+    loader.load_state_dict({"epoch": 3, "seen": 48})
+    assert [int(i) for b in loader for i in b["index"]] == permutation(0, 4, 50)[:50].tolist()

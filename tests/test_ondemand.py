@@ -106,6 +106,15 @@ def test_images_that_show_another_are_not_judged():
     assert len(images.only_labelled()) == 5  # the same on every rank, whichever of them met the file
 
 
+def test_what_another_rank_could_not_read_is_not_judged_here(monkeypatch):
+    lazy = Images(OnDemand(pictures(9), 8), torch.zeros(9, dtype=torch.long), ["a"], 8)
+    monkeypatch.setattr("ssl_zoo.evaluation.features.union", lambda items: [*items, (4, "said by another rank")])
+    net = torch.nn.Flatten()
+    net.num_features = 192
+    extract(net, lazy.pixels, 8, (0.5,) * 3, (0.5,) * 3, "cpu")
+    assert lazy.labelled.tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+
+
 def test_a_sample_of_blocks_opens_few_of_them():
     assert sample(100, None, 5).tolist() == [0, 20, 40, 60, 80]
     assert sample(3, None, 5).tolist() == [0, 1, 2]

@@ -28,11 +28,11 @@ Stamp = Callable[[], str | None]
 TICK = 2_000_000_000  # ns; the coarsest clock of a file system
 
 
-def stamp(paths: Iterable[str | Path]) -> str | None:
-    """A hash of the names, sizes and times of files, without reading them. None where one has just changed: its next change might leave
-    the same times.
+def stamp(paths: Iterable[str | Path], part: str = "") -> str | None:
+    """A hash of the names, sizes and times of files, without reading them, and of the `part` of them that is meant. None where one has
+    just changed: its next change might leave the same times.
     """
-    digest, newest, now = hashlib.blake2b(digest_size=12), 0, time.time_ns()
+    digest, newest, now = hashlib.blake2b(part.encode(), digest_size=12), 0, time.time_ns()
     for path in paths:
         try:
             found = os.stat(path)

@@ -96,7 +96,7 @@ class Loader:
 
     def _order(self) -> Tensor:
         if self.blocks is not None:
-            return local_permutation(self.seed, self.epoch, self.blocks)
+            return local_permutation(self.seed, self.epoch, self.blocks, self.pixels.window)  # type: ignore[union-attr]
         return permutation(self.seed, self.epoch, self.total)
 
     def _batches(self, order: Tensor, count: int) -> Generator[dict[str, Tensor], None, None]:
@@ -153,3 +153,5 @@ class Loader:
         self.epoch = state["epoch"]
         self.seen = state["seen"] if "seen" in state else state["batch"] * self.global_batch
         self._resume = 0 < self.seen <= self.total - self.global_batch
+        if self.seen and not self._resume:  # what is left makes no batch
+            self.epoch += 1

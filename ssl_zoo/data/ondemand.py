@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_zoo.data.encoded import Encoded
+from ssl_zoo.data.encoded import BLOCKS, Encoded
 from ssl_zoo.data.pixels import decode_row
 from ssl_zoo.errors import UserError
 
@@ -76,6 +76,11 @@ class OnDemand:
         ends = torch.tensor(self.files.blocks).cumsum(0)
         return torch.unique_consecutive(torch.bucketize(self.rows, ends, right=True), return_counts=True)[1].tolist()
 
+    @property
+    def window(self) -> int:
+        """How many blocks an epoch mixes at a time."""
+        return getattr(self.files, "window", BLOCKS)
+
     def take(self, index: Tensor) -> "OnDemand":
         """The images at `index` [n], which know of the same unreadable files."""
         taken = OnDemand(self.files, self.canvas, index if self.rows is None else self.rows[index])
@@ -124,7 +129,12 @@ class OnDemand:
         if isinstance(batch, Pending):
             shown = torch.tensor([i for part in batch.parts for i in part.result()], dtype=torch.long)
             batch = Fetched(batch.pixels, shown.pin_memory() if batch.pinned else shown, batch.bad)
-        for row, reason in batch.bad:
+        self.learn(batch.bad)
+        return batch
+
+    def learn(self, bad: Iterable[tuple[int, str]]) -> None:
+        """Take note of unreadable rows of files, each once."""
+        for row, reason in bad:
             if row not in self.unreadable:
                 self.unreadable[row] = reason
                 self.skipped.append(f"{self.files.name(row)}: {reason}")
@@ -133,7 +143,6 @@ class OnDemand:
                     log.warning("skipped %s; the next image takes its place", self.skipped[-1])
                 elif count % 100 == 0:
                     log.warning("%d files could not be read so far", count)
-        return batch
 
     def _decode(self, index: Sequence[int], out: np.ndarray, bad: list[tuple[int, str]]) -> list[int]:
         """Decode images into `out` [B, 3, S, S]; the images that they are of."""

@@ -12,13 +12,15 @@ def permutation(seed: int, epoch: int, total: int) -> Tensor:
     return torch.randperm(total, generator=torch.Generator().manual_seed(fold_seed("order", seed, epoch)))
 
 
-def local_permutation(seed: int, epoch: int, blocks: list[int]) -> Tensor:
-    """As `permutation`, where near rows are cheaper to read: the blocks in random order, and the images of 16 blocks at a time mixed."""
+def local_permutation(seed: int, epoch: int, blocks: list[int], window: int = BLOCKS) -> Tensor:
+    """As `permutation`, where near rows are cheaper to read: the blocks in random order, and the images of `window` blocks at a time
+    mixed.
+    """
     random = torch.Generator().manual_seed(fold_seed("order", seed, epoch))
     lengths = torch.tensor(blocks)
     starts = lengths.cumsum(0) - lengths
     order = []
-    for window in torch.randperm(len(blocks), generator=random).split(BLOCKS):
-        rows = torch.cat([torch.arange(int(starts[b]), int(starts[b]) + int(lengths[b])) for b in window.tolist()])
+    for some in torch.randperm(len(blocks), generator=random).split(window):
+        rows = torch.cat([torch.arange(int(starts[b]), int(starts[b]) + int(lengths[b])) for b in some.tolist()])
         order.append(rows[torch.randperm(len(rows), generator=random)])
     return torch.cat(order)

@@ -129,6 +129,8 @@ class Rows:
         self.blocks = [known[n].row_group(g).num_rows for n, g in self.groups]
         self.inside = all(_holds_all(known[n].row_group(g), column) for n, g in self.groups)
         self.starts = [0, *itertools.accumulate(self.blocks)]
+        largest = max((_bytes(known[n].row_group(g), column) for n, g in self.groups), default=0)
+        self.window = max(1, min(BLOCKS, GROUP_BYTES // max(1, largest)))  # row groups that an epoch mixes: as many as stay in memory
         self._open()
 
     def _open(self) -> None:
@@ -149,7 +151,7 @@ class Rows:
 
     def stamp(self) -> str | None:
         """Of the files, as of `cache.stamp`; None where images may lie in other files."""
-        return stamp(self.files) if self.inside else None
+        return stamp(self.files, self.column) if self.inside else None
 
     def _group(self, number: int) -> pa.ChunkedArray:
         """The images of a row group; those asked for last stay in memory."""
@@ -176,10 +178,20 @@ class Rows:
         raise OSError("the row holds no image")
 
 
+def _leaf(group: Any, column: str) -> Any:
+    """The encoded images of a row group; None where it has none."""
+    leaves = (group.column(i) for i in range(group.num_columns))
+    return next((c for c in leaves if c.path_in_schema in (column, f"{column}.bytes")), None)
+
+
+def _bytes(group: Any, column: str) -> int:
+    leaf = _leaf(group, column)
+    return leaf.total_uncompressed_size if leaf is not None else 0
+
+
 def _holds_all(group: Any, column: str) -> bool:
     """Whether the statistics of a row group say that every row holds its own bytes."""
-    leaves = [group.column(i) for i in range(group.num_columns)]
-    leaf = next((c for c in leaves if c.path_in_schema in (column, f"{column}.bytes")), None)
+    leaf = _leaf(group, column)
     return leaf is not None and leaf.statistics is not None and leaf.statistics.null_count == 0
 
 

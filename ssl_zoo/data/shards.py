@@ -12,7 +12,6 @@ import pyarrow as pa
 import torch
 
 from ssl_zoo.data import chunks, tars
-from ssl_zoo.data.cache import stamp
 from ssl_zoo.data.decode import cache_dir, decode
 from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
 from ssl_zoo.data.labels import Classes
@@ -84,7 +83,7 @@ class ShardSource:
     @functools.cache  # noqa: B019 - a source lives as long as its run
     def _load(self, parts: tuple[Part, ...]) -> Images:
         files, _, captions = self._index(parts)
-        pixels, kept, skipped, size = decode(files, self.image_size, self.cache, self.decoded, lambda: stamp(files.files))
+        pixels, kept, skipped, size = decode(files, self.image_size, self.cache, self.decoded, files.stamp)
         labels = self._numbers(parts)
         labels = None if labels is None else labels[torch.tensor(kept)]
         said = None if captions is None else [captions[i].as_py() or [] for i in kept]

@@ -3,7 +3,6 @@
 import bisect
 import contextlib
 import functools
-import hashlib
 import itertools
 import json
 import logging
@@ -15,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from ssl_zoo.data.cache import stamp
 
 log = logging.getLogger("ssl_zoo")
 VERSION = "1"  # part of an index's name: raise it when scanning changes
@@ -55,10 +56,10 @@ def indexed(files: Sequence[Path], scans: Sequence[Scan], cache: Path) -> list[p
 
 
 def _index(file: Path, scan: Scan, cache: Path) -> pa.Table:
-    at = file.stat()
-    known = f"{VERSION} {file.resolve()} {at.st_size} {at.st_mtime_ns} {getattr(scan, 'keywords', '')}"
-    digest = hashlib.blake2b(known.encode(), digest_size=12).hexdigest()
-    kept = cache / f"index-{digest}.parquet"
+    found = stamp([file.resolve()], f"{VERSION} {getattr(scan, 'keywords', '')}")
+    if found is None:  # it has just changed
+        return scan(file)
+    kept = cache / f"index-{found}.parquet"
     try:
         table = pq.ParquetFile(kept).read()
         if table.schema.equals(SCHEMA):
@@ -89,7 +90,7 @@ class _Open:
     def __init__(self, path: Path):
         self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         at = os.fstat(self.number)
-        self.stamp = (at.st_size, at.st_mtime_ns)
+        self.stamp = (at.st_size, at.st_mtime_ns, at.st_ctime_ns)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -97,9 +98,9 @@ class _Open:
 
 
 @functools.lru_cache(maxsize=256)  # well below the usual limit of 1,024 open files
-def _opened(path: Path, stamp: tuple[int, int]) -> _Open:
+def _opened(path: Path, known: tuple[int, int, int]) -> _Open:
     file = _Open(path)
-    if file.stamp != stamp:
+    if file.stamp != known:
         raise OSError(f"{path.name} has changed since the run began")
     return file
 
@@ -111,7 +112,7 @@ class Spans:
 
     def __init__(self, files: Sequence[Path], tables: Sequence[pa.Table]):
         self.files = list(files)
-        self.stamps = [(at.st_size, at.st_mtime_ns) for at in (f.stat() for f in self.files)]
+        self.stamps = [(at.st_size, at.st_mtime_ns, at.st_ctime_ns) for at in (f.stat() for f in self.files)]
         self.starts = [0, *itertools.accumulate(len(t) for t in tables)]
         self.names = column(tables, "name")
         self.offset: np.ndarray = column(tables, "offset").to_numpy()
@@ -119,6 +120,10 @@ class Spans:
 
     def __len__(self) -> int:
         return self.starts[-1]
+
+    def stamp(self) -> str | None:
+        """Of the files and what describes them, as of `cache.stamp`."""
+        return stamp([*self.files, *sorted({file.with_name("index.json") for file in self.files})])
 
     @property
     def blocks(self) -> list[int]:

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ssl_zoo.data.ondemand import Pixels
-from ssl_zoo.distributed import gather_uneven, rank, world_size
+from ssl_zoo.data.ondemand import OnDemand, Pixels
+from ssl_zoo.distributed import gather_uneven, rank, union, world_size
 
 
 def centre(pixels: Tensor, size: int) -> Tensor:
@@ -51,6 +51,8 @@ def extract(
         for start in range(first, end, batch_size):
             x = (centre(pixels[start : min(start + batch_size, end)].to(device), size) - m) / s
             parts.append(backbone(x.to(dtype)).float())
+    if isinstance(pixels, OnDemand):  # what one rank could not read has no label on any
+        pixels.learn(union(pixels.unreadable.items()))
     if not parts:  # a rank that has no images
         parts = [torch.empty(0, int(backbone.num_features), device=device)]  # type: ignore[arg-type]
     return gather_uneven(torch.cat(parts))
