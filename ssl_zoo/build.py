@@ -23,7 +23,7 @@ from ssl_zoo.methods.base import Method
 from ssl_zoo.nn.backbones import try_size
 
 log = logging.getLogger("ssl_zoo")
-LONG_RUN = 3e8  # pixels of views, some 30 seconds of two cores without the compiler; compiling takes them 10 to 30
+LONG_RUN = 1.5e8  # pixels of views, 40 to 70 seconds of one core without the compiler; compiling takes it 10 to 50
 NEUTRAL = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
