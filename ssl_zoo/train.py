@@ -35,6 +35,7 @@ DECODE_ONCE = "; data.decoded=true decodes them once, into the cache"
 
 def quieten() -> None:
     """Leave the terminal to the progress bar."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of a missing GPU when a CPU compiles
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning|torch|kornia|timm")
