@@ -4,7 +4,7 @@
 
 SimCLR's two views: at 32 px (its CIFAR-10 form) and at 224 px with blur. All make the same views of the same images in turn; torchvision
 and Pillow image by image, as the data loaders of most frameworks do, the engines of whole batches. Without --data, images are rendered
-shapes.
+shapes. --interpolation bilinear has all of them resample alike, without antialiasing, which kornia does not do.
 """
 
 import dataclasses
@@ -122,7 +122,7 @@ def single_operations(view: View, x: Tensor, device: str, rounds: int) -> dict[s
 
 
 def main() -> None:
-    options = arguments(__doc__, data="", sizes=[32, 224], batch=[256, 32], rounds=7, per_image=64, operations=1)
+    options = arguments(__doc__, data="", sizes=[32, 224], batch=[256, 32], rounds=7, per_image=64, operations=1, interpolation="")
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -131,6 +131,8 @@ def main() -> None:
     for size, batch in zip(options.sizes, options.batch, strict=True):
         torch._dynamo.reset()
         view, x = resolve(described, size), images(options.data, size, batch)
+        if options.interpolation:
+            view = dataclasses.replace(view, interpolation=options.interpolation, antialias=False)
         calls = alternatives(view, x, options.device, min(options.per_image, batch))
         seconds = interleaved({k: timed(run, options.device) for k, (run, _) in calls.items()}, options.rounds, warmup=2)
         per_second = {k: calls[k][1] / v for k, v in medians(seconds).items()}
