@@ -62,15 +62,15 @@ def resample(images: Tensor, rows: Tensor, box: Box, size: int, interpolation: s
     taps = math.ceil(2 * reach * stretch) + (1 if antialias else 0)
     x_at, x_weight = _taps(box.left, box.width, size, interpolation, antialias, taps, box.flip)
     y_at, y_weight = _taps(box.top, box.height, size, interpolation, antialias, taps, None)
-    n, c, row, column = (
-        torch.arange(k, device=images.device).view(-1, *[1] * d) for k, d in ((len(rows), 3), (3, 2), (size, 1), (images.shape[3], 0))
-    )
-    # along y first: whole rows are read, which lie together in memory
-    tall = weighted_sum(
-        [images[rows.view(-1, 1, 1, 1), c, at[:, None, :, None], column] for at in y_at], [w[:, None, :, None] for w in y_weight]
-    )
-    view = weighted_sum([tall[n, c, row, at[:, None, None]] for at in x_at], [w[:, None, None] for w in x_weight])
-    red, green, blue = (view * (1 / 255)).clamp(0, 1).unbind(1)  # bicubic overshoots
+    column = torch.arange(images.shape[3], device=images.device)
+    row = torch.arange(size, device=images.device)[:, None]
+    b, n = rows[:, None, None], torch.arange(len(rows), device=images.device)[:, None, None]
+    planes = []
+    for c in range(3):  # along y first: whole rows are read, which lie together in memory
+        tall = weighted_sum([images[b, c, at[:, :, None], column] for at in y_at], [w[:, :, None] for w in y_weight])
+        plane = weighted_sum([tall[n, row, at[:, None]] for at in x_at], [w[:, None] for w in x_weight])
+        planes.append((plane * (1 / 255)).clamp(0, 1))  # bicubic overshoots
+    red, green, blue = torch.stack(planes).unbind()  # stored: what follows reads them twice, and they cost more than colours
     return red, green, blue
 
 
