@@ -26,7 +26,9 @@ def dataset_words(words: list[str], config_dirs: list[str]) -> list[str]:
     path = Path(given[0]).expanduser()
     if not given[0] or not path.exists():
         raise unknown("folder, file or data set", given[0], names)
-    quoted = given[0].replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
+    if "${" in given[0] or given[0].endswith("\\"):
+        raise UserError(f"data={given[0]} cannot be named in a config (${{ or a backslash at its end): rename it or use a link to it.")
+    quoted = given[0].replace("'", "\\'")
     return [f"dataset={_kind(path)}", f"dataset.path='{quoted}'", *rest]
 
 

@@ -258,6 +258,7 @@ def test_hidden_folders_hold_no_shards(tmp_path):
 
 # ---------------------------------------------------------------------------------------------- the index
 def test_the_index_is_made_once_and_follows_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("ssl_zoo.data.cache.TICK", 0)  # files count as written long ago
     file, cache = write_tar(tmp_path / "in" / "a.tar", samples(4)), tmp_path / "cache"
     count = lambda: len(ShardSource(str(tmp_path / "in"), cache=str(cache))._index(((file, tars.scan),))[0])  # noqa: E731
     assert count() == 4
@@ -272,17 +273,19 @@ def test_the_index_is_made_once_and_follows_the_file(tmp_path, monkeypatch):
     assert count() == 6
 
 
-def test_a_rewritten_tar_of_the_same_size_and_time_is_indexed_anew(tmp_path):
+def test_a_rewritten_tar_of_the_same_size_and_time_is_indexed_anew(tmp_path, monkeypatch):
     file, cache = tmp_path / "in" / "a.tar", tmp_path / "cache"
     for labels in ("01", "10"):
         write_tar(file, [m for i, c in enumerate(labels) for m in ((f"{i}.png", picture(i)), (f"{i}.cls", c.encode()))])
         os.utime(file, ns=(10**18, 10**18))
+        monkeypatch.setattr("ssl_zoo.data.cache.TICK", 0)
         assert ShardSource(str(tmp_path / "in"), cache=str(cache), test_share=0.5)._index(((file, tars.scan),))[1].to_pylist() == list(
             labels
         )
 
 
-def test_an_index_that_cannot_be_cached_is_used_all_the_same(tmp_path, caplog):
+def test_an_index_that_cannot_be_cached_is_used_all_the_same(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("ssl_zoo.data.cache.TICK", 0)
     write_tar(tmp_path / "in" / "a.tar", samples(4))
     (tmp_path / "file").write_text("")
     source = ShardSource(str(tmp_path / "in"), cache=str(tmp_path / "file"))
