@@ -139,7 +139,7 @@ def report(options: argparse.Namespace, contestants: list[Contestant], seconds: 
         "settings": {
             **{k: getattr(options, k) for k in ("backbone", "batch", "steps", "rounds")},
             "precision": "bf16-mixed" if options.device == "cuda" else "32-true",
-            "optimizer": "sgd, fused",
+            "optimizer": "sgd",
             "data": Path(options.data).name,
         },
         "contestants": {c.name: c.facts for c in contestants},

@@ -25,8 +25,8 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer that conf/optimizer describes over the trainable parameters of `module`; null fields keep its own defaults.
 
-    scale: global batch / 256, multiplies base_lr. fixed_lr: modules that form groups of their own. fused: one kernel for all
-    parameters, where torch has one (sgd, adamw).
+    scale: global batch / 256, multiplies base_lr. fixed_lr: modules that form groups of their own. fused: few kernels for all
+    parameters instead of some for each, where torch has the choice (sgd, adamw).
     """
     kind, takes = OPTIMIZERS[config["name"]]
     options = {k: config[k] for k in ("momentum", "betas", "trust_coefficient") if config.get(k) is not None}
@@ -39,6 +39,8 @@ def build_optimizer(
         options["trust_coeff"] = options.pop("trust_coefficient")
     if kind is torch.optim.SGD:
         options.setdefault("momentum", 0.9)
-    if kind.__module__.startswith("torch.optim"):
+    if kind is torch.optim.AdamW:
         options["fused"] = fused
+    elif kind is torch.optim.SGD:  # its fused form fails when a parameter has its first gradient later than others (DINO's last layer)
+        options["foreach"] = fused
     return kind(param_groups(module, config, scale, fixed_lr), lr=scale * config["base_lr"], **options)  # type: ignore[call-arg]
