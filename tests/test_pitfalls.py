@@ -593,7 +593,12 @@ def test_24_the_rate_after_warm_up_is_that_of_the_global_batch(batches, accumula
 def test_24_devices_and_accumulation_count_once(world, accumulate):
     method = make("byol", optimizer=optimizer_config(base_lr=0.6, warmup_epochs=0))
     method._trainer = SimpleNamespace(
-        world_size=world, accumulate_grad_batches=accumulate, estimated_stepping_batches=10, max_epochs=2, num_training_batches=5
+        world_size=world,
+        accumulate_grad_batches=accumulate,
+        estimated_stepping_batches=10,
+        max_epochs=2,
+        num_training_batches=5,
+        precision="32-true",
     )
     optimizer = method.configure_optimizers()["optimizer"]
     assert {g["lr"] for g in optimizer.param_groups} == {0.6 * 4 * world * accumulate / 256}
