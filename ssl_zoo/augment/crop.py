@@ -70,7 +70,8 @@ def resample(images: Tensor, rows: Tensor, box: Box, size: int, interpolation: s
         tall = weighted_sum([images[b, c, at[:, :, None], column] for at in y_at], [w[:, :, None] for w in y_weight])
         plane = weighted_sum([tall[n, row, at[:, None]] for at in x_at], [w[:, None] for w in x_weight])
         planes.append((plane * (1 / 255)).clamp(0, 1))  # bicubic overshoots
-    red, green, blue = torch.stack(planes).unbind()  # stored: what follows reads them twice, and they cost more than colours
+    # as_strided has the compiler store the planes: what follows reads them twice, and they cost more than colours
+    red, green, blue = (torch.as_strided(p, p.shape, p.stride()) for p in planes)
     return red, green, blue
 
 
