@@ -318,6 +318,15 @@ def test_torchvision_and_timm_call_these_alike(name):
     same(backbone, source, 64)
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "regnetx_002", "mobilenetv3_small_050", "deit_tiny_distilled_patch16_224"])
+def test_any_model_of_timm_leaves_its_classifier(name):
+    source, backbone = stirred(timm.create_model(name)), timm.create_model(name, num_classes=0)
+    report = load_weights(backbone, under("module.", source.state_dict()))
+    assert set(report.left) == {"classifier or projector"}
+    source.reset_classifier(0)
+    same(backbone, source, 224 if name.startswith("deit") else 64)
+
+
 @pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", "efficientnet_b0"])
 def test_other_families_of_torchvision_are_refused(name):
     refused("torchvision's names, which are known of ResNets", ours(), torchvision.models.get_model(name).state_dict())
@@ -390,15 +399,26 @@ def test_moco_v3_has_twelve_heads_in_a_small_transformer(heads):
     same(backbone, source, 16)
 
 
+@pytest.mark.parametrize("size", [24, 40])  # of the backbone's images: positions are recognised before they are resampled
 @pytest.mark.parametrize("fixed", [True, False])
-def test_solo_learn_has_twelve_heads_where_positions_are_fixed(fixed):
+def test_solo_learn_has_twelve_heads_where_positions_are_fixed(fixed, size):
     source = vit(size=24, width=192, heads=12 if fixed else 3, depth=1)
     source = moco_v3_vit(source) if fixed else stirred(source)
-    backbone = vit(size=24, width=192, heads=3, depth=1)
+    backbone = vit(size=size, width=192, heads=3, depth=1)
     state = {**under("backbone.", source.state_dict()), **head("classifier.", "weight")}
     load_weights(backbone, {"state_dict": state, "pytorch-lightning_version": "2.0"})
     assert backbone.blocks[0].attn.num_heads == (12 if fixed else 3)
-    same(backbone, source, 24)
+    source.set_input_size(img_size=size)
+    same(backbone, source, size)
+
+
+def test_fixed_positions_without_a_project_are_noted():
+    net = moco_v3_vit(vit(size=24, width=192, heads=3, depth=1))
+    turned = net.pos_embed[:, 1:].unflatten(1, (3, 3)).transpose(1, 2).flatten(1, 2)  # MAE's
+    for positions in (net.pos_embed[:, 1:], turned):
+        state = {**net.state_dict(), "pos_embed": torch.cat([net.pos_embed[:, :1], positions], 1)}
+        assert any("kwargs={num_heads:12}" in n for n in load_weights(vit(size=24, width=192, depth=1), state).notes)
+    assert not any("num_heads:12" in n for n in load_weights(vit(width=192, depth=1), vit(width=192, depth=1).state_dict()).notes)
 
 
 @pytest.mark.parametrize("method", [BYOL, DINO])
@@ -487,6 +507,7 @@ def test_unknown_names_shapes_kinds_and_numbers_are_refused(nets):
     refused(r"layer4\.0\.bn2\.bias is 3 in the file and 512 here", ours(), {**state, "layer4.0.bn2.bias": torch.ones(3)})
     refused("not finite", ours(), {**state, "bn1.bias": torch.full((64,), float("nan"))})
     refused(r"torch\.int8 in the file", ours(), {**state, "bn1.bias": torch.ones(64, dtype=torch.int8)})
+    refused(r"names begin with wrap\., which is not known here, save them without it", ours(), under("wrap.", state))
     refused("twice", ours(), {**state, "module.bn1.bias": state["bn1.bias"]})
     refused("twice", ours(), {**state, "layer2.0.shortcut.0.weight": state["layer2.0.downsample.0.weight"]})
     refused(r"several networks \(net, model\)", ours(), {**under("net.", state), **under("model.", state)})
@@ -531,7 +552,7 @@ def test_a_further_name_is_refused_or_reported(name):
 @given(st.text("abcdeklmnorst_0", min_size=1, max_size=12))
 def test_an_unknown_prefix_is_refused(word):
     if word not in NEUTRAL | STUDENTS | TEACHERS | {"module"}:
-        with pytest.raises(UserError, match=r"does not fit the backbone: it lacks|holds no network"):
+        with pytest.raises(UserError, match=r"the names begin with|does not fit the backbone: it lacks|holds no network"):
             load_weights(SMALL, under(f"{word}.", SMALL.state_dict()))
 
 

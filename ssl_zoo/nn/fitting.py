@@ -60,6 +60,9 @@ def check_names(state: State, own: State) -> None:
 
 
 def _remedy(lacking: list[str], unknown: list[str]) -> str:
+    prefix = unknown[0].removesuffix(lacking[0]) if lacking and unknown else ""
+    if prefix.endswith(".") and {prefix + n for n in lacking} <= set(unknown):
+        return f"the names begin with {prefix}, which is not known here, save them without it"
     if any(n.startswith("features.") for n in unknown):
         return "these are torchvision's names, which are known of ResNets, DenseNets and VisionTransformers only; take timm's weights"
     if "fc_norm.weight" in lacking and "norm.weight" in unknown:
@@ -78,43 +81,52 @@ def casts(state: State, own: State) -> list[str]:
     return notes
 
 
-def set_unstated(backbone: nn.Module, project: str) -> list[str]:
-    """Set what names and shapes do not tell but the project is known for, and note what stays a matter of trust."""
+def set_unstated(backbone: nn.Module, project: str, positions: Tensor | None) -> list[str]:
+    """Set what names and shapes do not tell but the project is known for, and note what stays a matter of trust.
+
+    positions: a transformer's, as the file has them.
+    """
     net: Any = backbone
     built = architecture(backbone.state_dict())
     if built is None:
         return []
     if built.family == "ResNet":
-        conv = net.conv1
-        if built.first != 3 or not isinstance(conv, nn.Conv2d):
-            return []
-        if project == "solo-learn" and conv.padding != (2, 2):
-            conv.padding = (2, 2)
-            return ["conv1.padding set to 2, as solo-learn has it for CIFAR; no state dict tells it"]
-        pool = "no max-pool" if isinstance(net.maxpool, nn.Identity) else "a max-pool"
-        about = f"conv1 is 3x3 with stride {conv.stride[0]}, padding {conv.padding[0]} and {pool} here"
-        return [f"{about}; no state dict tells these (solo-learn's CIFAR networks pad by 2)"]
-    return _set_heads(net, project, built.body[0])
+        return _set_padding(net.conv1, net.maxpool, project) if built.first == 3 and isinstance(net.conv1, nn.Conv2d) else []
+    return _set_heads([b.attn for b in net.blocks], project, built.body[0], positions is not None and _sincos(positions))
 
 
-def _set_heads(net: Any, project: str, width: int) -> list[str]:
-    attention = [b.attn for b in net.blocks]
+def _set_padding(conv: nn.Conv2d, pool: nn.Module, project: str) -> list[str]:
+    if project == "solo-learn" and conv.padding != (2, 2):
+        conv.padding = (2, 2)
+        return ["conv1.padding set to 2, as solo-learn has it for CIFAR; no state dict tells it"]
+    about = f"stride {conv.stride[0]}, padding {conv.padding[0]} and {'no' if isinstance(pool, nn.Identity) else 'a'} max-pool"
+    return [f"conv1 is 3x3 with {about} here; no state dict tells these (solo-learn's CIFAR networks pad by 2)"]
+
+
+def _set_heads(attention: list[Any], project: str, width: int, sincos: bool) -> list[str]:
+    """MoCo v3's small and base transformers have 12 heads; in solo-learn the tiny one too, and those of MAE."""
     heads = attention[0].num_heads
-    if width in (192, 384, 768) and heads != 12 and (project == "MoCo v3" or (project == "solo-learn" and _sincos(net))):
-        for a in attention:
-            a.num_heads, a.head_dim, a.scale = 12, width // 12, (width // 12) ** -0.5
-        return [f"attention set from {heads} to 12 heads, as {project} has it here; no state dict tells it"]
-    return [f"attention has {heads} heads here; no state dict tells how many"]
+    if project not in ("MoCo v3", "solo-learn") or (project == "solo-learn" and not sincos):
+        fixed = sincos and project != "ssl_zoo" and width in (192, 384) and heads != 12
+        hint = "; its positions are fixed, and 12 is usual with those: backbone.kwargs={num_heads:12}" if fixed else ""
+        return [f"attention has {heads} heads here; no state dict tells how many{hint}"]
+    if width not in (192, 384, 768) or heads == 12:
+        return [f"attention has {heads} heads here, as {project} has it; no state dict tells how many"]
+    for a in attention:
+        a.num_heads, a.head_dim, a.scale = 12, width // 12, (width // 12) ** -0.5
+    return [f"attention set from {heads} to 12 heads, as {project} has it; no state dict tells how many"]
 
 
-def _sincos(net: Any) -> bool:
-    """Whether positions are the fixed ones of MoCo v3 or MAE, with whose transformers solo-learn takes 12 heads."""
-    height, width = net.patch_embed.grid_size
-    dim = net.pos_embed.shape[-1]
-    fixed = build_sincos2d_pos_embed([height, width], dim)
-    turned = fixed.view(height, width, dim).transpose(0, 1).reshape(-1, dim)
-    own = net.pos_embed.detach()[0, -height * width :].cpu().float()
-    return any(torch.allclose(own, p, atol=1e-3) for p in (fixed, turned) if p.shape == own.shape)
+def _sincos(positions: Tensor) -> bool:
+    """Whether the last positions [1, tokens + side * side, D] are the fixed ones of MoCo v3, or of MAE, which turns the image."""
+    dim = positions.shape[-1]
+    side = int(positions.shape[1] ** 0.5)
+    if dim % 4 or side * side > positions.shape[1]:
+        return False
+    fixed = build_sincos2d_pos_embed([side, side], dim)
+    turned = fixed.view(side, side, dim).transpose(0, 1).reshape(-1, dim)
+    own = positions.detach()[0, -side * side :].cpu().float()
+    return any(torch.allclose(own, p, atol=1e-3) for p in (fixed, turned))
 
 
 def some(names: list[str] | tuple[str, ...]) -> str:

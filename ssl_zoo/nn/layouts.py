@@ -38,7 +38,9 @@ PARTS = {  # the first word of a name outside of networks
     "decoder of masked patches": r"(decoder\w*|mask_token)$",
 }
 TAIL = r"(weight(_g|_v)?|bias|running_mean|running_var|num_batches_tracked)$"
-HEAD = re.compile(rf"(fc|heads?|classifier|last_linear|linear)\.(((head|fc|mlp|last_layer|layers?|l)\.)?(\d+\.)?){TAIL}")
+FIRST = "(fc|classifier|classif|linear|last_linear|heads?(_dist)?)"
+THEN = r"((head(_dist)?|classifier|fc|fc2|linear|mlp|last_layer|layers?|l|proj)\.)*(\d+\.)?"
+HEAD = re.compile(rf"{FIRST}\.{THEN}{TAIL}")  # under a network's own names; timm keeps norms of a head with the backbone
 BESIDE = {"projector", "projection_head", "predictor", "prediction_head"}  # words that may stand among a network's own names
 
 

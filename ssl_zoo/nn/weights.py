@@ -51,11 +51,12 @@ def load_weights(backbone: nn.Module, source: str | Path | Mapping[str, Any], ne
     state, naming = to_timm(network.state)
     left = _left(found, words, state, own)
     check_architecture(state, own)
+    positions = state.get("pos_embed")
     notes += fit_positions(backbone, state, own)
     check_names(state, own)
     notes += casts(state, own)
     backbone.load_state_dict({**own, **state}, strict=True)
-    notes += set_unstated(backbone, project)
+    notes += set_unstated(backbone, project, positions)
     if hasattr(backbone, "pretrained"):
         backbone.pretrained = True  # type: ignore[assignment]
     prefix = network.prefix.removeprefix("state_dict").strip(".")
