@@ -396,6 +396,7 @@ def test_moco_v3_has_twelve_heads_in_a_small_transformer(heads):
     state = {**under("module.base_encoder.", source.state_dict()), **head("module.base_encoder.head."), **head("module.predictor.")}
     report = load_weights(backbone, {"state_dict": state})
     assert any("from 6 to 12 heads" in note for note in report.notes) == (heads == 6)
+    assert backbone.blocks[0].attn.scale == source.blocks[0].attn.scale  # which fused attention takes from the shapes
     same(backbone, source, 16)
 
 
