@@ -4,7 +4,7 @@ import ast
 import difflib
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import hydra
 
 from ssl_zoo.augment.spec import resolve_all
 from ssl_zoo.errors import UserError
+from ssl_zoo.rules import RULES
 
 TRUSTED = ("ssl_zoo", "torch", "torchvision", "timm", "kornia.augmentation", "lightning.pytorch")
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
@@ -42,116 +43,6 @@ def unknown(kind: str, word: str, known: Iterable[str], listed: bool = True) -> 
 
 
 # ---------------------------------------------------------------------------------------------- types and ranges
-def _number(low: float, high: float = float("inf"), whole: bool = False) -> Callable[[Any], bool]:
-    kinds = int if whole else (int, float)
-    return lambda v: isinstance(v, kinds) and not isinstance(v, bool) and low <= v <= high and v != float("inf")
-
-
-def _one_of(*options: Any) -> Callable[[Any], bool]:
-    return lambda v: any(v == o and type(v) is type(o) for o in options)
-
-
-def _or(*tests: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda v: any(t(v) for t in tests)
-
-
-def _devices(v: Any) -> bool:
-    return v in ("auto", -1) or (_number(1, whole=True)(v)) or (isinstance(v, list) and bool(v) and all(map(_number(0, whole=True), v)))
-
-
-POSITIVE = (_number(1, whole=True), "a whole number of at least 1")
-SHARE = (_number(0, 1), "a number from 0 to 1")
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "epochs": POSITIVE,
-    "batch_size": (_number(2, whole=True), "a whole number of at least 2"),
-    "images": POSITIVE,
-    "draws": POSITIVE,
-    "format": (_one_of("tar", "litdata"), "tar or litdata"),
-    "shard_mb": (_number(1, 2048, whole=True), "a whole number of megabytes from 1 to 2048"),
-    "size": (_or(_one_of(None), _number(8, whole=True)), "null or a whole number of at least 8"),
-    "seed": (_number(0, 2**32 - 1, whole=True), "a whole number from 0 to 4294967295"),
-    "data.subset": (_or(_one_of(None), POSITIVE[0]), "null or a whole number of at least 1"),
-    "data.resident": (_one_of("auto", True, False), "auto, true or false"),
-    "data.decoded": (_one_of("auto", True, False), "auto, true or false"),
-    "data.workers": (_or(_one_of("auto"), _number(0, 512, whole=True)), "auto or a whole number from 0 to 512"),
-    "data.worker_kind": (_one_of("auto", "thread", "process"), "auto, thread or process"),
-    "dataset.decoded": (_one_of("auto", True, False), "auto, true or false"),
-    "dataset.labels": (_one_of("auto", True, False), "auto, true or false"),
-    "dataset.image_size": (_or(_one_of(None), _number(8, whole=True)), "null or a whole number of at least 8"),
-    "dataset.test_share": (_number(0.001, 0.9), "a share from 0.001 to 0.9"),
-    "trainer.devices": (_devices, "a whole number of at least 1, auto, or a list of device indices"),
-    "trainer.num_nodes": POSITIVE,
-    "trainer.accumulate_grad_batches": POSITIVE,
-    "trainer.log_every_n_steps": POSITIVE,
-    "trainer.max_epochs": POSITIVE,
-    "trainer.max_steps": (_number(-1, whole=True), "-1 or a number of optimizer steps"),
-    "trainer.gradient_clip_val": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
-    "trainer.precision": (lambda v: isinstance(v, str) or v in (16, 32, 64), "auto or one of Lightning's precisions"),
-    "optimizer.name": (_one_of("sgd", "lars", "lars_timm", "adamw", "auto"), "sgd, lars, lars_timm, adamw or auto"),
-    "optimizer.milestones": (
-        lambda v: v is None or (isinstance(v, list) and all(map(_number(0, 1), v))),
-        "null or a list of shares of training from 0 to 1",
-    ),
-    "optimizer.bias_base_lr": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
-    "optimizer.final_weight_decay": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
-    "optimizer.base_lr": (_number(0), "a number of at least 0"),
-    "optimizer.momentum": (_or(_one_of(None), _number(0, 0.9999999)), "null or a number from 0 to below 1"),
-    "optimizer.trust_coefficient": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
-    "optimizer.betas": (
-        lambda v: v is None or (isinstance(v, list) and len(v) == 2 and all(map(_number(0, 0.9999999), v))),
-        "null or two numbers from 0 to below 1",
-    ),
-    "logger.name": (_one_of("csv", "tensorboard", "wandb"), "csv, tensorboard or wandb"),
-    "optimizer.weight_decay": (_number(0), "a number of at least 0"),
-    "optimizer.final_lr": (_number(0, 1), "a share of the peak from 0 to 1"),
-    "optimizer.warmup_epochs": (_or(_one_of("auto"), _number(0)), "auto or a number of epochs"),
-    "method.temperature": (_number(1e-6), "a number above 0"),
-    "method.student_temp": (_number(1e-6), "a number above 0"),
-    "method.teacher_temp": (_number(1e-6), "a number above 0"),
-    "method.teacher_temp_start": (_number(1e-6), "a number above 0"),
-    "method.teacher_temp_warmup": SHARE,
-    "method.momentum": SHARE,
-    "method.momentum_end": SHARE,
-    "method.center_momentum": SHARE,
-    "method.queue_size": POSITIVE,
-    "method.bn_groups": POSITIVE,
-    "method.num_layers": POSITIVE,
-    "method.hidden_dim": POSITIVE,
-    "method.proj_dim": POSITIVE,
-    "method.pred_dim": POSITIVE,
-    "method.bottleneck_dim": POSITIVE,
-    "method.lambd": (_number(0), "a number of at least 0"),
-    "method.loss_scale": (_number(1e-9), "a number above 0"),
-    "method.sim_coeff": (_number(0), "a number of at least 0"),
-    "method.std_coeff": (_number(0), "a number of at least 0"),
-    "method.cov_coeff": (_number(0), "a number of at least 0"),
-    "method.out_dim": (_number(2, whole=True), "a whole number of at least 2"),
-    "method.assignment": (_one_of("centering", "sinkhorn"), "centering or sinkhorn"),
-    "method.clip_grad": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
-    "method.freeze_last_layer": (_number(0, whole=True), "a whole number of epochs of at least 0"),
-    "method.vit": (_one_of("auto", True, False), "auto, true or false"),
-    "evaluation.every_n_epochs": (_or(_one_of("auto"), POSITIVE[0]), "auto or a whole number of at least 1"),
-    "evaluation.batch_size": POSITIVE,
-    "evaluation.health_every_n_steps": POSITIVE,
-    "evaluation.bank": POSITIVE,
-    "evaluation.knn.k": POSITIVE,
-    "evaluation.knn.temperature": (_number(0.002), "a number of at least 0.002"),
-    "evaluation.linear.max_iter": POSITIVE,
-    "evaluation.linear.l2": (
-        lambda v: isinstance(v, list) and bool(v) and all(map(_number(0), v)),
-        "a list of at least one number of at least 0",
-    ),
-    "logger.offline": (_one_of("auto", True, False), "auto, true or false"),
-    "trainer.deterministic": (_one_of("warn", True, False), "true, false or warn"),
-    "augment.local_crops": (_number(0, 64, whole=True), "a whole number from 0 to 64"),
-    "augment.engine": (_one_of("fused", "kornia"), "fused or kornia"),
-    "augment.compile": (_one_of("auto", True, False), "auto, true or false"),
-    "protocol": (_one_of("knn", "linear"), "knn or linear"),
-    "backbone.stem": (_one_of("auto", "small", "model"), "auto, small or model"),
-    "backbone.patch_size": (_or(_one_of("auto", None), POSITIVE[0]), "auto or a whole number of at least 1"),
-}
-
-
 def _kind(value: Any) -> str:
     return next((KINDS[t] for t in (bool, int, float, str, list, dict) if isinstance(value, t)), "null")
 

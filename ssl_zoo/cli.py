@@ -11,14 +11,14 @@ from ssl_zoo.errors import UserError
 
 VERBS = {
     "pretrain": "train a backbone without labels (the default verb)",
-    "eval": "judge a run: ssl-zoo eval run=runs/... protocol=knn|linear",
+    "eval": "judge a run or other weights: ssl-zoo eval run=runs/... protocol=linear [dataset=...] (ssl-zoo list protocols)",
     "resume": "continue a run: ssl-zoo resume run=runs/... [epochs=200]",
     "preview": "a picture of augmented views: ssl-zoo preview method=simclr dataset=folder dataset.path=...",
     "shard": "pack a data set into a few large files: ssl-zoo shard data=photos out=shards [format=tar|litdata] [size=256]",
     "report": "write report.html of a run anew: ssl-zoo report run=runs/...",
     "list": "what there is: ssl-zoo list [methods|backbones|datasets|...]",
 }
-GROUPS = ("method", "backbone", "dataset", "augment", "optimizer", "trainer", "logger", "evaluation", "recipe", "experiment")
+GROUPS = ("method", "backbone", "dataset", "augment", "optimizer", "trainer", "logger", "evaluation", "recipe", "experiment", "protocol")
 HELP = """ssl-zoo {version} - self-supervised pretraining of vision backbones
 
 usage: ssl-zoo [verb] [key=value ...] [options]
@@ -181,20 +181,17 @@ def do_resume(words: list[str], options: dict[str, str]) -> int:
 
 def do_eval(words: list[str], options: dict[str, str]) -> int:
     from ssl_zoo.config import compose
-    from ssl_zoo.saved import load_run
+    from ssl_zoo.judging import plan
 
-    config = compose("eval", words, config_dirs(options))
     if "cfg" in options:
-        return show(config)
-    trained = load_run(config.run, trust=config.trust)
-    if not (Path(config.run) / "backbone.safetensors").is_file():
-        raise UserError(
-            f"{config.run} has no backbone.safetensors yet: let the run finish, or continue it with ssl-zoo resume run={config.run}."
-        )
-    from ssl_zoo.verbs import evaluate_run
+        return show(compose("eval", words, config_dirs(options)))
+    config, trained, wanted = plan(words, config_dirs(options))
+    from ssl_zoo.reports.results import told
+    from ssl_zoo.verbs import evaluate_all
 
-    for key, value in evaluate_run(config, trained).items():
-        print(f"{key:16} {value:.2f}" if isinstance(value, float) and key.endswith(("top1", "top5")) else f"{key:16} {value}")
+    found = evaluate_all(config, trained, wanted)
+    print(told([result for _, result in found]))
+    print("\n".join(f"{'written to':14}{file}" for file, _ in found))
     return 0
 
 

@@ -18,18 +18,21 @@ def dataset_words(words: list[str], config_dirs: list[str]) -> list[str]:
     rest = [w for w in words if not w.startswith("data=")]
     if len(given) + sum(w.startswith("dataset=") for w in rest) != 1:
         raise UserError(f"shard needs one data set, data=... (a folder, a parquet file or a name) or dataset=...: {USAGE}.")
-    if not given:
-        return rest
+    return [*words_for(given[0], config_dirs), *rest] if given else rest
+
+
+def words_for(data: str, config_dirs: list[str]) -> list[str]:
+    """The overrides that a data set's name, a folder or a file stands for."""
     names = choice_names("dataset", config_dirs)
-    if given[0] in names:
-        return [f"dataset={given[0]}", *rest]
-    path = Path(given[0]).expanduser()
-    if not given[0] or not path.exists():
-        raise unknown("folder, file or data set", given[0], names)
-    if "${" in given[0] or given[0].endswith("\\"):
-        raise UserError(f"data={given[0]} cannot be named in a config (${{ or a backslash at its end): rename it or use a link to it.")
-    quoted = given[0].replace("'", "\\'")
-    return [f"dataset={_kind(path)}", f"dataset.path='{quoted}'", *rest]
+    if data in names:
+        return [f"dataset={data}"]
+    path = Path(data).expanduser()
+    if not data or not path.exists():
+        raise unknown("folder, file or data set", data, names)
+    if "${" in data or data.endswith("\\"):
+        raise UserError(f"data={data} cannot be named in a config (${{ or a backslash at its end): rename it or use a link to it.")
+    quoted = data.replace("'", "\\'")
+    return [f"dataset={_kind(path)}", f"dataset.path='{quoted}'"]
 
 
 def _kind(path: Path) -> str:

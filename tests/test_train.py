@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMOKE, command
+from conftest import ROOT, SMOKE, command, picture, write
 from safetensors.torch import load_file
 
 
@@ -88,23 +88,48 @@ def test_the_report_stands_alone(finished):
     assert (run / "report.html").stat().st_mtime_ns > before
 
 
-@pytest.mark.parametrize("protocol", ["knn", "linear"])
+@pytest.mark.parametrize("protocol", ["knn", "linear protocol.max_iter=5 protocol.l2=[0.01]"])
 def test_eval_gives_the_numbers_of_the_summary(finished, protocol):
     run, _ = finished
-    done = command(
-        "eval",
-        "run=mine",
-        f"protocol={protocol}",
-        "evaluation.linear.max_iter=5",
-        "evaluation.linear.l2=[0.01]",
-        "device=cpu",
-        cwd=run.parent,
-    )
+    name, *words = protocol.split()
+    done = command("eval", "run=mine", f"protocol={name}", *words, "device=cpu", cwd=run.parent)
     assert done.returncode == 0, done.stderr
-    key = f"{protocol}_top1"
-    found = json.loads((run / f"eval_{protocol}.json").read_text())
+    found = json.loads((run / "eval" / f"{name}.json").read_text())
     summary = json.loads((run / "summary.json").read_text())
-    assert found[key] == pytest.approx(summary["final"][key], abs=0.01)
+    assert found["top1"] == pytest.approx(summary["final"][f"{name}_top1"], abs=0.01)
+    assert found["epochs"] == summary["epochs"]
+    assert str(run / "eval" / f"{name}.json").endswith(done.stdout.split()[-1])
+
+
+@pytest.mark.slow
+def test_one_backbone_is_judged_on_other_data_and_from_a_file(finished, tmp_path):
+    run, _ = finished
+    for name, colours in (("warm", ((200, 60, 20), (150, 140, 0))), ("cold", ((0, 60, 200), (0, 160, 120)))):
+        for split, count in (("train", 12), ("test", 4)):
+            for c, colour in enumerate(colours):
+                for i in range(count):
+                    write(tmp_path / name, f"{split}/{c}/{i}.png", picture(colour=tuple(v + i for v in colour), size=(48, 40)))
+    done = command("eval", f"run={run}", f"transfer=[{tmp_path}/warm,{tmp_path}/cold]", "protocol.k=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in table[1:3]] == ["warm", "cold"]
+    found = [json.loads((run / "eval" / f"knn-{name}.json").read_text()) for name in ("warm", "cold")]
+    assert [f["top1"] for f in found] == [100.0, 100.0]
+    assert found[0]["classes"] == ["0", "1"]
+    assert found[0]["features"]["image_size"] == 32  # what the run was trained with, not the folder's own 40
+    words = ["dataset=folder", f"dataset.path={tmp_path}/warm", "protocol.k=3", "out=results"]
+    done = command("eval", f"weights={run}/backbone.safetensors", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = json.loads((tmp_path / "results" / "knn-warm.json").read_text())
+    assert again["weights"] == found[0]["weights"]
+    assert again["top1"] == 100.0
+    done = command("eval", f"run={run}", "net=student", "protocol=health", f"protocol.compare=[{run}]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    health = json.loads((run / "eval" / "health-student.json").read_text())
+    assert health["cka"]["matrix"][0][1] == pytest.approx(1.0)
+    refused = command("eval", f"run={run}", "net=teacher", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "no teacher" in refused.stderr
 
 
 def test_a_run_is_never_written_over(finished):

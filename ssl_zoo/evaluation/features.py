@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_zoo.data.ondemand import OnDemand, Pixels
@@ -14,6 +15,15 @@ def centre(pixels: Tensor, size: int) -> Tensor:
     """The centre [B, 3, size, size] of uint8 images [B, 3, S, S], as floats on [0, 1]."""
     off = (pixels.shape[-1] - size) // 2
     return pixels[..., off : off + size, off : off + size].float() / 255
+
+
+def normalised(pixels: Tensor, size: int, mean: tuple[float, ...], std: tuple[float, ...], resize: int | None = None) -> Tensor:
+    """What a backbone is given of uint8 images [B, 3, S, S] when it is judged: see `extract`."""
+    m, s = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (mean, std))
+    x = centre(pixels, size)
+    if resize is not None and resize != size:
+        x = F.interpolate(x, resize, mode="bicubic", antialias=True).clamp(0, 1)
+    return (x - m) / s
 
 
 @contextmanager
@@ -28,6 +38,11 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             m.training = training
 
 
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """What its weights are in; float32 for a module without any."""
+    return next((p.dtype for p in module.parameters()), torch.float32)
+
+
 @torch.no_grad()
 def extract(
     backbone: nn.Module,
@@ -37,24 +52,27 @@ def extract(
     std: tuple[float, ...],
     device: torch.device | str,
     batch_size: int = 512,
+    resize: int | None = None,
 ) -> Tensor:
-    """Features float32 [N, D] of uint8 images [N, 3, S, S]: centre crop of `size`, normalised, backbone in evaluation mode.
+    """Features float32 [N, D] of uint8 images [N, 3, S, S]: centre crop of `size`, resized to `resize` where that is another size (bicubic,
+    antialiased), normalised, backbone in evaluation mode.
 
     Under torch.distributed every rank computes its part and all get the whole, in the order of `pixels`.
     """
-    m, s = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
     share = -(-len(pixels) // world_size())
     first, end = rank() * share, min((rank() + 1) * share, len(pixels))
-    dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
-    parts = []
+    dtype = dtype_of(backbone)
+
+    def of(some: Tensor) -> Tensor:
+        return backbone(normalised(some.to(device), size, mean, std, resize).to(dtype)).float()
+
     with eval_mode(backbone):
-        for start in range(first, end, batch_size):
-            x = (centre(pixels[start : min(start + batch_size, end)].to(device), size) - m) / s
-            parts.append(backbone(x.to(dtype)).float())
+        parts = [of(pixels[start : min(start + batch_size, end)]) for start in range(first, end, batch_size)]
+        if not parts:  # a rank that has no images
+            width = getattr(backbone, "num_features", None)
+            parts = [of(pixels[:1])[:0] if width is None else torch.empty(0, int(width), device=device)]
     if isinstance(pixels, OnDemand):  # what one rank could not read has no label on any
         pixels.learn(union(pixels.unreadable.items()))
-    if not parts:  # a rank that has no images
-        parts = [torch.empty(0, int(backbone.num_features), device=device)]  # type: ignore[arg-type]
     return gather_uneven(torch.cat(parts))
 
 
@@ -65,6 +83,6 @@ def raw_pixels(pixels: Pixels, size: int, mean: tuple[float, ...], std: tuple[fl
     for chunk in pixels.split(512):
         x = (centre(chunk, size) - m) / s
         if size > 32:
-            x = torch.nn.functional.interpolate(x, 32, mode="bilinear", antialias=True)
+            x = F.interpolate(x, 32, mode="bilinear", antialias=True)
         parts.append(x.flatten(1))
     return torch.cat(parts)

@@ -23,18 +23,34 @@ class Probe:
         return ((features.to(self.mean) - self.mean) / self.std) @ self.weight + self.bias
 
 
-def fit(features: Tensor, labels: Tensor, num_classes: int, l2: float, max_iter: int = 200, start: Probe | None = None) -> Probe:
+Moments = tuple[Tensor, Tensor]
+
+
+def moments_of(features: Tensor) -> Moments:
+    """Mean and standard deviation [D] of features [N, D], by which they are standardised."""
+    return features.mean(0), features.std(0).clamp_min(1e-6)
+
+
+def fit(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    l2: float,
+    max_iter: int = 200,
+    start: Probe | None = None,
+    moments: Moments | None = None,
+) -> Probe:
     """Minimise mean cross-entropy + l2 / 2 ||weight||^2 over standardised features [N, D] with labels [N]; the bias is free.
 
-    start: a probe to begin from (a neighbouring l2), which saves iterations.
+    start: a probe to begin from (a neighbouring l2), which saves iterations. moments: those of more features than these.
     """
-    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    mean, std = moments or moments_of(features)
     x = (features - mean) / std
     weight = torch.zeros(x.shape[1], num_classes, device=x.device, dtype=x.dtype) if start is None else start.weight.clone()
     bias = torch.zeros(num_classes, device=x.device, dtype=x.dtype) if start is None else start.bias.clone()
     params = [weight.requires_grad_(), bias.requires_grad_()]
     solver = torch.optim.LBFGS(
-        params, max_iter=max_iter, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-5, tolerance_change=1e-7
+        params, max_iter=max_iter, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-7, tolerance_change=1e-10
     )
 
     def closure() -> Tensor:
@@ -48,6 +64,31 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, l2: float, max_iter:
     return Probe(mean, std, weight.detach(), bias.detach())
 
 
+def choose_and_fit(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    l2: list[float],
+    max_iter: int = 100,
+    seed: int = 0,
+    moments: Moments | None = None,
+) -> tuple[Probe, float]:
+    """A probe fitted to all of features [N, D], and its strength of l2: the one that does best on a tenth held out of them."""
+    best = max(l2)  # where a tenth is too few images to choose by
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(fold_seed("probe", seed))).to(features.device)
+    cut = len(features) // 10
+    if len(l2) > 1 and cut >= num_classes:
+        held, kept = order[:cut], order[cut:]
+        x, y = features[kept], labels[kept]
+        found: list[tuple[float, float]] = []
+        probe = None
+        for strength in sorted(l2, reverse=True):  # strong to weak, each starting from the one before
+            probe = fit(x, y, num_classes, strength, max_iter, probe, moments)
+            found.append((accuracy(probe(features[held]), labels[held]), strength))
+        best = max(found)[1]
+    return fit(features, labels, num_classes, best, max_iter, None, moments), best
+
+
 def linear_probe(
     train: Tensor,
     train_labels: Tensor,
@@ -58,19 +99,8 @@ def linear_probe(
     max_iter: int = 100,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Fit on train [N, D], choose `l2` on a tenth held out of *train*, refit on all of it, report on test [M, D] in per cent."""
-    best = max(l2)  # where a tenth of train is too few images to choose by
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(fold_seed("probe", seed))).to(train.device)
-    cut = len(train) // 10
-    if len(l2) > 1 and cut >= num_classes:
-        held, kept = order[:cut], order[cut:]
-        found: list[tuple[float, float]] = []
-        probe = None
-        for strength in sorted(l2, reverse=True):  # strong to weak, each starting from the one before
-            probe = fit(train[kept], train_labels[kept], num_classes, strength, max_iter, probe)
-            found.append((accuracy(probe(train[held]), train_labels[held]), strength))
-        best = max(found)[1]
-    probe = fit(train, train_labels, num_classes, best, max_iter)
+    """Fit on train [N, D], choose `l2` on a tenth held out of *train*, report on test [M, D] in per cent."""
+    probe, best = choose_and_fit(train, train_labels, num_classes, l2, max_iter, seed)
     scores = probe(test)
     return {
         "top1": accuracy(scores, test_labels),

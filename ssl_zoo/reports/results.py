@@ -1,0 +1,62 @@
+"""Results of `ssl-zoo eval` for the terminal."""
+
+from typing import Any
+
+
+def told(results: list[dict[str, Any]]) -> str:
+    """One line for each number of a result; for several data sets one line each."""
+    if len(results) > 1:
+        width = max(len(r["dataset"]) for r in results)
+        head = f"{'':{width}}  {'top-1 %':>8}  {'95 % interval':>14}  {'top-5 %':>8}  {'train':>8}  {'test':>7}  {'classes':>7}"
+        return "\n".join([head, *(f"{r['dataset']:{width}}  {_row(r)}" for r in results)])
+    (r,) = results
+    return "\n".join(f"{key:14}{value}" for key, value in lines(r))
+
+
+def _row(r: dict[str, Any]) -> str:
+    cells = f"{_number(r.get('top1')):>8}  {_interval(r.get('top1_interval')):>14}  {_number(r.get('top5')):>8}"
+    return f"{cells}  {r['train_images']:>8,}  {r['test_images']:>7,}  {len(r['classes']):>7}"
+
+
+def lines(r: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what, value) of one result: the numbers of its protocol, and how they were measured."""
+    found = [("protocol", f"{r['protocol']} on {r['dataset']}: {r['train_images']:,} training, {r['test_images']:,} test images")]
+    for one in r.get("results", []):
+        if "k" in one:
+            found.append((f"k={one['k']}", f"{_number(one['top1'])} %   T={one['temperature']}"))
+        else:
+            spread = "" if one["std"] is None else f" ± {one['std']:.1f}   {len(one['per_draw'])} draws"
+            found.append((one["labels"], f"{_number(one['top1'])} %{spread}   {one['images']:,} labels"))
+    if "results" not in r and "map" not in r and "top1" in r:
+        top5 = f"   top-5 {_number(r['top5'])} %" if "top5" in r else ""
+        found.append(("top-1", f"{_number(r['top1'])} %   95 % interval {_interval(r['top1_interval'])}{top5}"))
+    for name in ("final", "best"):
+        if name in r:
+            note = "" if name == "final" else " (chosen on the test images: optimistic)"
+            found.append((f"{name} epoch", f"{_number(r[name]['top1'])} % after epoch {r[name]['epoch']}{note}"))
+    for key in (
+        "recall_at_1",
+        "recall_at_5",
+        "recall_at_10",
+        "map",
+        "map_at_r",
+        "rankme",
+        "effective_rank",
+        "feature_std",
+        "alignment",
+        "uniformity",
+    ):
+        if key in r:
+            found.append((key.replace("_", " "), f"{r[key]:.2f}"))
+    if "calibration" in r:
+        found.append(("calibration", f"error {r['calibration']['ece']:.1f} points"))
+    s = r["seconds"]
+    return [*found, ("time", f"features {s['features']:.1f} s, protocol {s['protocol']:.1f} s")]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _interval(value: list[float] | None) -> str:
+    return "–" if value is None else f"{value[0]:.1f} to {value[1]:.1f}"

@@ -1,0 +1,74 @@
+"""Which backbone is judged: that of a run folder, or weights from elsewhere."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
+
+from ssl_zoo.build import Data, build
+from ssl_zoo.errors import UserError
+from ssl_zoo.evaluation.sgd import Subject
+from ssl_zoo.export import load_backbone
+from ssl_zoo.nn.backbones import create
+from ssl_zoo.nn.named_weights import named_weights
+from ssl_zoo.nn.weights import load_weights
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Judged(Subject):
+    """about: what a result says of where the weights come from. notes: how they were loaded, for the terminal."""
+
+    about: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def of_run(run: Path, trained: DictConfig, data: Data, net: str, image_size: int | None, device: torch.device) -> Judged:
+    """The backbone of a finished run; the student or the teacher of its last checkpoint where `net` says so."""
+    known = _about(run / "backbone.safetensors")
+    size = image_size or known.get("image_size") or data.train.image_size
+    backbone = build(trained, "backbone", image_size=size)
+    notes: tuple[str, ...] = ()
+    if net == "auto":
+        load_backbone(backbone, run / "backbone.safetensors")
+    else:
+        notes = tuple(load_weights(backbone, run / "checkpoints" / "last.ckpt", net).lines())
+    mean, std = tuple(known.get("mean") or data.mean), tuple(known.get("std") or data.std)
+    return Judged(backbone.to(device), size, mean, std, {"run": str(run), "net": net}, notes)
+
+
+def of_weights(config: DictConfig, data: Data, device: torch.device) -> Judged:
+    """Weights from elsewhere: timm/<model>, torchvision/<model>, a backbone.safetensors of ssl_zoo, or a file of another project."""
+    named = config.weights.startswith(("timm/", "torchvision/"))
+    known = {} if named else _about(Path(config.weights))
+    state: Any = Path(config.weights)
+    name, (mean, std), size = None, IMAGENET, None
+    if named:
+        state, name, about = named_weights(config.weights)
+        mean, std, size = about["mean"], about["std"], about["image_size"]
+    mean, std = tuple(known.get("mean") or mean), tuple(known.get("std") or std)
+    size = config.image_size or known.get("image_size") or size or data.train.image_size
+    if "backbone" in config:
+        backbone = build(config, "backbone", image_size=size)
+    elif known.get("backbone"):
+        backbone = build(OmegaConf.create({"backbone": known["backbone"], "trust": config.trust}), "backbone", image_size=size)
+    elif name:
+        backbone = create(name, image_size=size, stem="model", patch_size=None)
+    else:
+        raise UserError(f"weights={config.weights} do not say what they are of: add backbone=... (ssl-zoo list backbones).")
+    report = load_weights(backbone, state, config.net)
+    return Judged(backbone.to(device), size, mean, std, {"weights": config.weights, "net": config.net}, tuple(report.lines()))
+
+
+def _about(file: Path) -> dict[str, Any]:
+    """What the header of a backbone.safetensors of ssl_zoo says; nothing for other files."""
+    try:
+        with safe_open(file, "pt") as f:
+            return json.loads((f.metadata() or {}).get("ssl_zoo", "{}"))
+    except (OSError, SafetensorError, ValueError):
+        return {}
