@@ -308,12 +308,13 @@ GOOD = judged(["a", "b"])
         json.dumps(unlabelled(cka=[1, 2])),
         json.dumps(unlabelled(cka={"names": ["a"], "matrix": [["b"]]})),
     ],
+    ids=range(25),
 )
 def test_a_damaged_result_is_noted_and_the_rest_is_shown(run, bad):
-    evaluated(run, aaa=bad, knn=judged(["a", "b"], "knn"))
-    (run / "eval" / "linear.json.part").write_text("{")
+    evaluated(run, linear=bad, knn=judged(["a", "b"], "knn"))
+    (run / "eval" / "health.json.part").write_text("{")
     text = write_report(run).read_text()
-    assert "Damaged, and left out where they are: eval/aaa.json." in text
+    assert "Damaged, and left out where they are: eval/linear.json." in text
     assert "<td>knn</td>" in text
 
 
