@@ -314,7 +314,7 @@ def test_a_damaged_result_is_noted_and_the_rest_is_shown(run, bad):
     evaluated(run, linear=bad, knn=judged(["a", "b"], "knn"))
     (run / "eval" / "health.json.part").write_text("{")
     text = write_report(run).read_text()
-    assert "Damaged, and left out where they are: eval/linear.json." in text
+    assert "Damaged, so what they hold is not all here: eval/linear.json." in text
     assert "<td>knn</td>" in text
 
 

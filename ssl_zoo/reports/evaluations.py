@@ -36,7 +36,7 @@ def evaluation_section(run: Path) -> str:
             damaged.append(name)
     drawn = "".join(section(picture(*d)) for d in draw(run / "figures", results, damaged))
     files_left = html.escape(", ".join(f"eval/{n}.json" for n in sorted(set(damaged))))
-    told = f'<p class="note">Damaged, and left out where they are: {files_left}.</p>'
+    told = f'<p class="note">Damaged, so what they hold is not all here: {files_left}.</p>'
     how = '<p class="note">Brackets: 95 % interval. Every number is from eval/*.json of this run.</p>'
     body = (wide_table(HEAD, lines, numbers=(2, 3, 6)) + how if lines else "") + (told if damaged else "")
     return section(body, "Evaluation") + drawn
@@ -76,7 +76,7 @@ def rows(r: dict[str, Any]) -> list[list[str]]:
         for one in several:
             draws = [f"{len(one['per_draw'])} draws"] if one.get("per_draw") else []
             own = {k: v for k, v in one.items() if not k.startswith("top1") and k not in ("std", "interval", "per_draw", "top5")}
-            lines.append(["", "", _top1(one), _number(one.get("top5")), "; ".join(draws), words(own), ""])
+            lines.append(["", "", _top1(one), _number(one["top5"]) if "top5" in one else "", "; ".join(draws), words(own), ""])
     return [[cell if i == 2 else html.escape(cell) for i, cell in enumerate(line)] for line in lines]
 
 
