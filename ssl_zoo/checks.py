@@ -151,3 +151,11 @@ def check_paths_and_views(config: dict, reference: dict) -> None:
         raise UserError(f"dataset.path={path} does not exist.")
     if "augment" in config:
         resolve_all(config["augment"], dataset.get("image_size") or 224)
+
+
+def check_packages(config: dict) -> None:
+    """What only the end of a run would need must be there at its start."""
+    method = (config.get("evaluation") or {}).get("map")
+    package = {"tsne": "sklearn", "umap": "umap"}.get(str(method))
+    if package and importlib.util.find_spec(package) is None:
+        raise UserError(f"evaluation.map={method} needs a package that is not installed: pip install 'ssl-zoo[plots]', or use pca.")

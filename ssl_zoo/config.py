@@ -15,7 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ssl_zoo.checks import check_paths_and_views, check_target, check_values, targets, unknown
+from ssl_zoo.checks import check_packages, check_paths_and_views, check_target, check_values, targets, unknown
 from ssl_zoo.errors import UserError
 
 NAMES_A_RECIPE = ("method", "backbone", "dataset", "recipe", "experiment")
@@ -114,6 +114,7 @@ def compose(name: str, overrides: list[str], config_dirs: Iterable[str] = ()) ->
         except (HydraException, OmegaConfBaseException) as e:
             raise UserError(" ".join(str(e).split("\n")[0].split())) from e
     check_complete(resolved)
+    check_packages(plain(resolved))
     for group in ("dataset", "data"):  # so that the saved config means the same in another folder
         for key in ("path", "cache"):
             place = resolved[group].get(key) if group in resolved else None

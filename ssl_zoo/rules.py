@@ -116,6 +116,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "evaluation.bank": POSITIVE,
     "evaluation.knn.k": POSITIVE,
     "evaluation.knn.temperature": (_number(0.002), "a number of at least 0.002"),
+    "evaluation.map": (_one_of("pca", "tsne", "umap"), "pca, tsne or umap"),
     "evaluation.linear.max_iter": POSITIVE,
     "evaluation.linear.l2": (_listed(_number(0), 1), "a list of at least one number of at least 0"),
     "logger.offline": (_one_of("auto", True, False), "auto, true or false"),

@@ -41,9 +41,10 @@ def check_checkpoint(file: Path) -> None:
 
 
 def config_hash(config: DictConfig) -> str:
-    """A hash of everything that decides the result: the config without where it is written and who loads the data. How data is decoded
-    is part of the data sets that it decides the order of.
+    """A hash of everything that decides the result: the config without where it is written, who loads the data and how features are
+    pictured. How data is decoded is part of the data sets that it decides the order of.
     """
     decisive = {k: v for k, v in plain(config).items() if k not in ("run", "out", "logger")}
     decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in ("decoded", "resident", "workers", "worker_kind")}
+    decisive["evaluation"] = {k: v for k, v in decisive["evaluation"].items() if k != "map"}
     return hashlib.blake2b(json.dumps(decisive, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

@@ -33,7 +33,8 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_everything(finished):
     run, done = finished
     for name in ("config.yaml", "metrics.csv", "summary.json", "checkpoints/last.ckpt", "backbone.safetensors", "report.html",
-                 "figures/curves.png", "figures/health.png", "figures/map.png", "figures/neighbours.png", "figures/views.png"):  # fmt: skip
+                 "figures/curves.png", "figures/health.png", "figures/map.png", "figures/neighbours.png", "figures/views.png",
+                 "figures/patches.png"):  # fmt: skip
         assert (run / name).stat().st_size > 0, name
     assert not list(run.rglob("*.part"))
     lines = done.stdout.strip().splitlines()
@@ -77,7 +78,7 @@ def test_the_checkpoint_is_plain(finished):
 def test_the_report_stands_alone(finished):
     run, _ = finished
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     assert all(place.startswith("data:") for place in re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page))
     assert "<script" not in page
     for word in ("raw pixels", "untrained", "Healthy", "ssl-zoo experiment=smoke"):

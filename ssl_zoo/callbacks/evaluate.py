@@ -19,11 +19,12 @@ from ssl_zoo.collapse.health import measure, verdict
 from ssl_zoo.data.images import Images, spread
 from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.distributed import broadcast_buffers, fold_seed
-from ssl_zoo.evaluation.features import centre, eval_mode, extract, raw_pixels
-from ssl_zoo.evaluation.knn import accuracy, nearest
+from ssl_zoo.evaluation.features import eval_mode, extract, raw_pixels
+from ssl_zoo.evaluation.knn import accuracy
+from ssl_zoo.evaluation.pictures import figure_data
 from ssl_zoo.evaluation.protocol import knn_top1, labelled_pair, linear
 
-SAMPLE = 2048  # images in the health numbers and the feature map
+SAMPLE = 2048  # images in the health numbers
 RAW = 50_000  # images in the bank of raw pixels: 600 MB
 
 
@@ -172,33 +173,16 @@ class Evaluate(Callback):
         self.seconds += time.perf_counter() - start
 
     def save_figures(self, module: L.LightningModule, bank: Tensor | None, queries: Tensor) -> None:
-        """What the report draws: views of some images, a map of the features, nearest neighbours."""
+        """What the report draws of test images, into data.npz."""
         j = self.judge
+
+        def views(images: Tensor) -> list[Tensor]:
+            return module.augment(images, fold_seed("figure", j.seed)) + module.augment(images, fold_seed("figure", j.seed, 1))
+
+        known = j.known if bank is not None else None
+        data = figure_data(module.evaluated, j.test, queries, j.mean, j.std, views, known, bank, j.options["map"], j.seed)
         self.figures.mkdir(parents=True, exist_ok=True)
-        rows = spread(len(j.test), min(18, len(j.test)))  # images with views, then images with neighbours
-        some, asked = j.test.pixels[rows[:8]].to(module.device), rows[-10:]
-        views = module.augment(some, fold_seed("figure", j.seed)) + module.augment(some, fold_seed("figure", j.seed, 1))
-        mean, std = (torch.tensor(v, device=module.device).view(1, 3, 1, 1) for v in (j.mean, j.std))
-        shown = [((v * std + mean).clamp(0, 1) * 255).byte().cpu().numpy() for v in views]
-        sample = spread(len(queries), min(SAMPLE, len(queries)))
-        queries = queries.nan_to_num()
-        centred = queries[sample] - queries[sample].mean(0)
-        _, _, v = torch.linalg.svd(centred.float(), full_matrices=False)
-        pool, images = (bank.nan_to_num(), j.known) if bank is not None else (queries, j.test)
-        index = nearest(pool, queries[asked], 9)[1].cpu()
-        index = index[:, :8] if bank is not None else index[:, 1:]  # without a bank the first is the query itself
-        size = j.test.image_size
-        small = {"queries": centre(j.test.pixels[asked], size), "neighbours": centre(images.pixels[index.flatten()], size)}
-        labels = {}
-        if j.test.labels is not None and images.labels is not None:
-            labels = {"labels": j.test.labels[sample], "query_labels": j.test.labels[asked], "neighbour_labels": images.labels[index]}
-        np.savez_compressed(
-            self.figures / "data.npz",
-            originals=(centre(some, size) * 255).byte().cpu().numpy(),
-            **{f"view_{i}": v for i, v in enumerate(shown)},
-            map=(centred @ v[:2].T).cpu().numpy(),
-            index=index.numpy(),
-            classes=np.array(j.test.classes or [], dtype=str),
-            **{k: (x * 255).byte().cpu().numpy() for k, x in small.items()},
-            **{k: x.cpu().numpy() for k, x in labels.items()},
-        )
+        part = self.figures / "data.npz.part"
+        with open(part, "wb") as f:
+            np.savez_compressed(f, **data)  # type: ignore[arg-type]
+        part.replace(self.figures / "data.npz")

@@ -1,46 +1,13 @@
 """report.html: a run on one self-contained page."""
 
-import base64
 import html
 import json
 from pathlib import Path
 from typing import Any
 
+from ssl_zoo.reports.evaluations import evaluation_section
 from ssl_zoo.reports.figures import draw_all
-
-CAPTIONS = {
-    "curves": "Loss and kNN accuracy while training, against raw pixels and the untrained backbone.",
-    "health": "Collapse numbers on test features; the loss alone would not show a collapse.",
-    "map": "Test features, coloured by class (the labels were not used in training).",
-    "neighbours": "Test images (left) and their nearest neighbours in feature space; green: same class, red: another.",
-    "views": "Images (left) and the random views of them that the method learned from.",
-}
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; color: #22313f; background: #f8f9fa; margin: 0; }}
-main {{ max-width: 1000px; margin: 0 auto; padding: 32px 24px 64px; }}
-h1 {{ font-size: 26px; margin: 0 0 4px; }} h2 {{ font-size: 17px; margin: 0 0 12px; }}
-.verdict {{ font-size: 16px; margin: 4px 0 20px; }} .bad {{ color: #9e2a2b; font-weight: 600; }}
-.cards {{ display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 20px; }}
-.card {{ background: #fff; border: 1px solid #e9ecef; border-radius: 8px; padding: 12px 18px; min-width: 128px; }}
-.card b {{ display: block; font-size: 25px; color: #2a6f97; }} .card.plain b {{ color: #6c757d; }}
-section {{ background: #fff; border: 1px solid #e9ecef; border-radius: 8px; padding: 18px 20px; margin-bottom: 18px; }}
-img {{ max-width: 100%; display: block; }} p.note {{ color: #6c757d; font-size: 13.5px; margin: 8px 0 0; }}
-table {{ border-collapse: collapse; width: 100%; font-size: 14px; }}
-td {{ padding: 5px 14px 5px 0; border-bottom: 1px solid #f1f3f5; vertical-align: top; overflow-wrap: anywhere; }}
-td:first-child {{ color: #6c757d; white-space: nowrap; width: 1%; }}
-pre {{ background: #22313f; color: #f8f9fa; padding: 12px 16px; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }}
-</style></head><body><main>
-<h1>{title}</h1>
-<p class="verdict{bad}">{verdict}</p>
-<div class="cards">{cards}</div>
-{figures}
-<section><h2>The run</h2><table>{rows}</table></section>
-<section><h2>Get it again</h2><pre>{command}</pre><p class="note">{versions}</p></section>
-</main></body></html>
-"""
+from ssl_zoo.reports.page import facts, page, picture, section, write_page
 
 
 def _percent(value: float | None) -> str:
@@ -88,27 +55,22 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 def write_report(run: Path) -> Path:
     """Draw the figures of `run` and write report.html; needs summary.json. Returns the page."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    made = draw_all(run)
-    figures = ""
-    for name, file in made.items():
-        picture = base64.b64encode(file.read_bytes()).decode()
-        figures += f'<section><img alt="{name}" src="data:image/png;base64,{picture}"><p class="note">{CAPTIONS[name]}</p></section>\n'
     escape = html.escape
-    versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
-    page = PAGE.format(
-        title=escape(" · ".join(summary["name"].split("_", 2))),
-        verdict=escape(summary["verdict"]),
-        bad="" if summary["verdict"].startswith("Healthy") else " bad",
-        cards="".join(
-            f'<div class="card{" plain" if plain else ""}"><b>{escape(v)}</b>{escape(what)}</div>' for v, what, plain in cards(summary)
-        ),
-        figures=figures,
-        rows="".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in rows(summary)),
-        command=escape(summary["command"]),
-        versions=escape(versions + (f", commit {summary['commit']}" if summary["commit"] else "")),
+    bad = "" if summary["verdict"].startswith("Healthy") else " bad"
+    shown = "".join(
+        f'<div class="card{" plain" if plain else ""}"><b>{escape(v)}</b>{escape(what)}</div>' for v, what, plain in cards(summary)
     )
-    (run / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
-    return run / "report.html"
+    versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items()) + (
+        f", commit {summary['commit']}" if summary["commit"] else ""
+    )
+    body = (
+        f'<p class="verdict{bad}">{escape(summary["verdict"])}</p>\n<div class="cards">{shown}</div>\n',
+        *(section(picture(name, file, caption)) for name, (file, caption) in draw_all(run).items()),
+        evaluation_section(run),
+        section(facts(rows(summary)), "The run"),
+        section(f'<pre>{escape(summary["command"])}</pre><p class="note">{escape(versions)}</p>', "Get it again"),
+    )
+    return write_page(run / "report.html", page(" · ".join(summary["name"].split("_", 2)), "".join(body)))
 
 
 def table(summary: dict[str, Any], run: Path) -> list[tuple[str, str]]:
