@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_zoo.reports.figures import draw_all
+from ssl_zoo.reports.page import page
 
 CAPTIONS = {
     "curves": "Loss and kNN accuracy while training, against raw pixels and the untrained backbone.",
@@ -15,32 +16,12 @@ CAPTIONS = {
     "neighbours": "Test images (left) and their nearest neighbours in feature space; green: same class, red: another.",
     "views": "Images (left) and the random views of them that the method learned from.",
 }
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; color: #22313f; background: #f8f9fa; margin: 0; }}
-main {{ max-width: 1000px; margin: 0 auto; padding: 32px 24px 64px; }}
-h1 {{ font-size: 26px; margin: 0 0 4px; }} h2 {{ font-size: 17px; margin: 0 0 12px; }}
-.verdict {{ font-size: 16px; margin: 4px 0 20px; }} .bad {{ color: #9e2a2b; font-weight: 600; }}
-.cards {{ display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 20px; }}
-.card {{ background: #fff; border: 1px solid #e9ecef; border-radius: 8px; padding: 12px 18px; min-width: 128px; }}
-.card b {{ display: block; font-size: 25px; color: #2a6f97; }} .card.plain b {{ color: #6c757d; }}
-section {{ background: #fff; border: 1px solid #e9ecef; border-radius: 8px; padding: 18px 20px; margin-bottom: 18px; }}
-img {{ max-width: 100%; display: block; }} p.note {{ color: #6c757d; font-size: 13.5px; margin: 8px 0 0; }}
-table {{ border-collapse: collapse; width: 100%; font-size: 14px; }}
-td {{ padding: 5px 14px 5px 0; border-bottom: 1px solid #f1f3f5; vertical-align: top; overflow-wrap: anywhere; }}
-td:first-child {{ color: #6c757d; white-space: nowrap; width: 1%; }}
-pre {{ background: #22313f; color: #f8f9fa; padding: 12px 16px; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }}
-</style></head><body><main>
-<h1>{title}</h1>
+BODY = """<h1>{title}</h1>
 <p class="verdict{bad}">{verdict}</p>
 <div class="cards">{cards}</div>
 {figures}
 <section><h2>The run</h2><table>{rows}</table></section>
-<section><h2>Get it again</h2><pre>{command}</pre><p class="note">{versions}</p></section>
-</main></body></html>
-"""
+<section><h2>Get it again</h2><pre>{command}</pre><p class="note">{versions}</p></section>"""
 
 
 def _percent(value: float | None) -> str:
@@ -95,8 +76,9 @@ def write_report(run: Path) -> Path:
         figures += f'<section><img alt="{name}" src="data:image/png;base64,{picture}"><p class="note">{CAPTIONS[name]}</p></section>\n'
     escape = html.escape
     versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
-    page = PAGE.format(
-        title=escape(" · ".join(summary["name"].split("_", 2))),
+    title = " · ".join(summary["name"].split("_", 2))
+    body = BODY.format(
+        title=escape(title),
         verdict=escape(summary["verdict"]),
         bad="" if summary["verdict"].startswith("Healthy") else " bad",
         cards="".join(
@@ -107,7 +89,7 @@ def write_report(run: Path) -> Path:
         command=escape(summary["command"]),
         versions=escape(versions + (f", commit {summary['commit']}" if summary["commit"] else "")),
     )
-    (run / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+    (run / "report.html").write_text(page(title, body), encoding="utf-8", errors="backslashreplace")
     return run / "report.html"
 
 
