@@ -54,7 +54,8 @@ def report(places: Iterable[Path], out: Path, title: str, stale: Mapping[Path, C
     names = {g: list(choice_names(g)) for g in ("method", "dataset")}
     groups, repeats = group(runs, names, known, unchecked)
     files = write_benchmark(groups, [*problems, *repeats], out, title)
-    Console().print(terminal(groups, title))
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(terminal(groups, title))
     for file in files:
         print(file)
 

@@ -6,6 +6,7 @@ of the product changes their overrides, others are added, and `name` tells a var
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,9 @@ def _check_table(table: Any, known: tuple[str, ...]) -> None:
         elif key == "seed":
             if (not value and value != 0) or not all(RULES["seed"][0](v) for v in _list(value)):
                 raise UserError(f"seed={value} does not work: it takes {RULES['seed'][1]}, or a list of them.")
+        elif key == "name":
+            if not isinstance(value, str) or not re.fullmatch(r"[\w .+-]+", value):
+                raise UserError(f"name={value} does not work: it becomes part of a folder's name, so it takes letters, digits and spaces.")
         elif not all(isinstance(v, str) and v for v in _list(value)) or (value == [] and key in NAMES):
             raise UserError(f"{key}={value} does not work: it takes text or a list of texts.")
     for o in parse([str(w) for w in _list(table.get("overrides", []))]):
@@ -131,8 +135,8 @@ def _entries(table: dict[str, Any], chosen: dict[str, list[Any]]) -> dict[Key, l
             found[(*key, entry.get("name"))] = [*common, *_list(entry.get("overrides", []))]  # type: ignore[index]
     if not found:
         raise UserError("it holds no run" + (" of those chosen." if chosen else ": add method: and a name, as in method: [simclr, byol]."))
-    if bad := next((s for *_, s, _ in found if not RULES["seed"][0](s)), None):
-        raise UserError(f"seed={bad} does not work: it takes {RULES['seed'][1]}.")
+    if bad := [s for *_, s, _ in found if not RULES["seed"][0](s)]:
+        raise UserError(f"seed={bad[0]} does not work: it takes {RULES['seed'][1]}.")
     return found
 
 

@@ -34,6 +34,7 @@ from ssl_zoo.saved import save_config
 from ssl_zoo.suite import load_suite
 
 NAMES = {"method": ["simclr", "moco", "moco_v3", "byol"], "dataset": ["shapes", "cifar10"]}
+LOOP = "method: &a\n  b: *a\n" + "".join(f"{g}: {{x: 1}}\n" for g in ("backbone", "dataset", "data", "trainer"))
 COMPOSED: dict[tuple[str, ...], object] = {}
 
 
@@ -149,7 +150,8 @@ def test_other_protocols_get_columns_of_their_own(tmp_path):
 def test_unfinished_and_unreadable_runs_are_told_with_the_reason(tmp_path):
     write_run(tmp_path / "good")
     for name, file, text in (("cut", "summary.json", '{"name": "a'), ("odd", "summary.json", "[1]"), ("binary", "config.yaml", "\x00"),
-                             ("empty", "config.yaml", ""), ("deep", "summary.json", "[" * 100_000)):  # fmt: skip
+                             ("empty", "config.yaml", ""), ("loop", "config.yaml", LOOP),
+                             ("deep", "summary.json", "[" * 100_000)):  # fmt: skip
         (write_run(tmp_path / name) / file).write_text(text)
     (write_run(tmp_path / "bytes") / "summary.json").write_bytes(b"\xff\xfe")
     (write_run(tmp_path / "started") / "summary.json").unlink()
@@ -163,7 +165,7 @@ def test_unfinished_and_unreadable_runs_are_told_with_the_reason(tmp_path):
     groups, problems = tables(tmp_path)
     assert [len(g.runs) for g in groups] == [2]
     reasons = {p.folder.name: p.reason for p in problems}
-    assert set(reasons) == {"good", "cut", "odd", "binary", "empty", "deep", "bytes", "started", "failed", "lost", "scribbled"}
+    assert set(reasons) == {"good", "cut", "odd", "binary", "empty", "loop", "deep", "bytes", "started", "failed", "lost", "scribbled"}
     assert reasons["started"] == f"unfinished: continue it with ssl-zoo resume run={tmp_path / 'started'}"
     assert "before its first checkpoint" in reasons["failed"]
     assert reasons["lost"] == "config.yaml is missing"
@@ -217,7 +219,7 @@ WILD = r"a & b < c _ d $ e % f # g { h } i ~ j ^ k \ l | m ` n * o é 中 😀 "
 
 
 def wild_group(text):
-    run = Run(Path("runs") / "x", summary(text, 0, 80.0) | {"command": text, "commit": text, "config_hash": text}, {"seed": text})
+    run = Run(Path("runs") / "x", summary(text, 0, 80.0) | {"command": text, "commit": text, "config_hash": text}, {"seed": text}, "")
     row = Group(text, text, text, [run], {text: (text, text)}, text, text, {"knn_top1": Measure(80.0, None, (80.0,), text)})
     return row
 
@@ -441,6 +443,8 @@ SLIPS = {
     "method: simclr\nseed: []": "seed=[] does not work",
     "method: simclr\nseed: true": "seed=True does not work",
     "method: []": "method=[] does not work",
+    "method: simclr\nruns: [{name: a/b}]": "name=a/b does not work",
+    "method: simclr\nruns: [{name: [a]}]": "it becomes part of a folder's name",
     "method: simclr\neval: [knnn]": "protocol",
     "method: simclr\nruns: 3": "runs takes a list of tables",
     "method: simclr\nruns: [3]": "runs takes a list of tables",
@@ -476,6 +480,7 @@ def test_a_slip_in_a_suite_is_one_sentence(tmp_path, text):
         (["suite=shapes", "epoch=3"], "did you mean 'epochs'?"),
         (["suite=shapes", "run=x"], "use out=... instead"),
         (["suite=shapes", "seed=x"], "seed=x does not work"),
+        (["suite=shapes", "seed="], "seed= does not work"),
         (["suite=shapes", "method=simlcr"], "did you mean 'simclr'?"),
     ],
 )

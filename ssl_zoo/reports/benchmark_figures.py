@@ -106,7 +106,7 @@ def curves(groups: list[Group]) -> bytes | None:
 def _limits(groups: list[Group]) -> tuple[float, float]:
     found = [r.curve for g in groups for r in g.runs if r.curve is not None]
     base = [v for g in groups for key, *_ in BASELINES if (v := g.mean("baselines", key, "knn_top1")) is not None]
-    return 1.03 * max(float(s.max()) for s, _ in found), min(101.0, 1.12 * max([*base, *(float(v.max()) for _, v in found), 1.0]))
+    return 1.03 * max(1.0, *(float(s.max()) for s, _ in found)), min(101.0, 1.12 * max([*base, *(float(v.max()) for _, v in found), 1.0]))
 
 
 def _curve_panel(ax: Axes, g: Group, title: str) -> None:

@@ -1,5 +1,6 @@
 """Run folders as data: what finished, what it gave, and why the rest is left out."""
 
+import csv
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from ssl_zoo.fingerprint import group_hash
 from ssl_zoo.reports.figures import read_metrics
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -37,13 +39,15 @@ class Run:
     folder: Path
     summary: dict[str, Any]
     config: dict[str, Any]
+    group: str  # the same for all seeds
     at_end: dict[str, Result] = field(default_factory=dict)  # {column: what summary.json says}
     judged: dict[str, Result] = field(default_factory=dict)  # {column: what `ssl-zoo eval` found}
     curve: tuple[np.ndarray, np.ndarray] | None = None  # optimizer steps and kNN top-1 in percent
 
     @property
-    def seed(self) -> Any:
-        return self.config.get("seed")
+    def seed(self) -> int | str:
+        seed = self.config.get("seed")
+        return seed if isinstance(seed, int) else str(seed)
 
     @property
     def commands(self) -> list[str]:
@@ -115,7 +119,7 @@ def read_run(folder: Path) -> Run:
     if not all(isinstance(table(summary).get(k), kind) for k, kind in (("final", dict), ("epochs", int), ("name", str))):
         raise ValueError("summary.json is not a whole summary of ssl_zoo")
     config = read_config(folder)
-    run = Run(folder, summary, config)
+    run = Run(folder, summary, config, group_hash(config))
     how = str(summary.get("evaluation") or "").strip()
     for column in ("knn_top1", "linear_top1", "linear_top5", "online_linear_top1"):
         if (value := number(summary["final"].get(column))) is not None:
@@ -127,7 +131,7 @@ def _read_extras(run: Run) -> Iterator[Problem]:
     """What else a run folder may hold: its curve and the results of `ssl-zoo eval`. A damaged one is told and left out."""
     try:
         run.curve = read_metrics(run.folder).get("eval/knn_top1")
-    except (OSError, ValueError, TypeError, KeyError) as e:
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as e:
         yield Problem(run.folder, f"metrics.csv cannot be read, so there is no curve: {e}")
     for file in sorted((run.folder / "eval").glob("*.json")):
         try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssl_zoo.fingerprint import ABSENT, flat, group_hash
+from ssl_zoo.fingerprint import ABSENT, flat
 from ssl_zoo.reports.collect import Problem, Run, number, table
 from ssl_zoo.reports.published import Published, published
 
@@ -75,7 +75,7 @@ def group(
     found: dict[Any, dict[Any, Run]] = {}
     repeats = []
     for run in runs:  # in the order of their paths, where a later time comes later
-        seeds = found.setdefault((group_hash(run.config), run.summary["name"], tuple(stale.get(run.folder, ()))), {})
+        seeds = found.setdefault((run.group, run.summary["name"], tuple(stale.get(run.folder, ()))), {})
         if before := seeds.pop(run.seed, None):
             repeats.append(Problem(before.folder, f"seed {run.seed} of the same config is also in {run.folder}, which is the one shown"))
         seeds[run.seed] = run

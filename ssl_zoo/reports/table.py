@@ -1,6 +1,7 @@
 """The cells of the benchmark table, and the table as Markdown and in the terminal."""
 
 import re
+import shlex
 from collections.abc import Callable, Iterable
 
 from rich.table import Table
@@ -111,8 +112,11 @@ def _rows(groups: list[Group], shown: dict[str, str], letters: dict[str, str], e
 
 def command(g: Group) -> str:
     """What made the first run of a row, without its folder."""
-    first = next(iter(g.runs[0].commands), "")
-    return " ".join(re.sub(r"""(?:^|\s)'?run=(?:'[^']*'|"[^"]*"|\S)+""", " ", printable(first)).split())
+    first = printable(next(iter(g.runs[0].commands), ""))
+    try:
+        return shlex.join(w for w in shlex.split(first) if not w.startswith("run="))
+    except ValueError:  # a quote that is not closed
+        return first
 
 
 # ---------------------------------------------------------------------------------------------- terminal
@@ -120,14 +124,12 @@ def terminal(groups: list[Group], title: str) -> Table:
     """The table for rich; a row that is stale is dim."""
     shown = columns(groups)
     told = Table(title=Text(printable(title)), title_justify="left")
-    for name in (*HEAD, *shown.values(), "minutes", "images/s"):
+    for name in (*HEAD, *shown.values(), "minutes"):
         told.add_column(name, justify="left" if name in HEAD[:3] else "right")
     for g in groups:
         numbers = [Text(percent(g.measures.get(c), len(g.runs)), style="bold" if c in g.best else "") for c in shown]
         first, *rest = (Text(printable(t)) for t in head(g))
-        told.add_row(
-            first + Text(f" {STALE}") if g.stale else first, *rest, *numbers, *map(Text, cost(g)[:2]), style="dim" if g.stale else ""
-        )
+        told.add_row(first + Text(f" {STALE}") if g.stale else first, *rest, *numbers, Text(cost(g)[0]), style="dim" if g.stale else "")
     return told
 
 

@@ -11,8 +11,7 @@ from ssl_zoo.reports.table import HEAD, STALE, columns, command, cost, head, per
 
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-         '"': r"\textquotedbl{}", "[": "{[}", "]": "{]}", "*": "{*}",
-         "±": r"\(\pm\)", "†": r"\dag{}", "–": "--"}  # fmt: skip
+         '"': "''", "[": "{[}", "]": "{]}", "*": "{*}", "±": r"\(\pm\)", "†": r"\dag{}", "–": "--"}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- CSV
