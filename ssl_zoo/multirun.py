@@ -46,7 +46,7 @@ def override(key: str, value: str | Path) -> str:
     text = str(value)
     if "/" in text and re.fullmatch(r"[\w./+-]+", text, re.ASCII):
         return f"{key}={text}"
-    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
+    quoted = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")  # elsewhere a backslash is one
     return f"{key}='{quoted}'"
 
 

@@ -35,14 +35,13 @@ def overview(groups: list[Group]) -> bytes | None:
     shown = [g for g in groups if any(key in g.measures for key, *_ in SHOWN)]
     if not shown:
         return None
-    cuts = [0, *(i for i, (a, b) in enumerate(pairwise(shown), 1) if a.dataset != b.dataset), len(shown)]
-    parts = [shown[a:b] for a, b in pairwise(cuts)]
+    parts = _by_dataset(shown)
     with plt.rc_context({**STYLE, **FONT}):
-        height = 0.36 * len(shown) + 0.75 * len(parts) + 0.35
         ratios = [len(p) + 0.4 for p in parts]
-        figure, axes = plt.subplots(
-            len(parts), 1, figsize=(9.2, height), squeeze=False, gridspec_kw={"height_ratios": ratios, "hspace": 0.75}
-        )
+        height = 0.33 * sum(ratios)  # of the panels; 0.6 inches between two of them
+        space = 0.6 / (height / len(parts))
+        size = (11.5, height + 0.6 * len(parts) + 0.3)
+        figure, axes = plt.subplots(len(parts), 1, figsize=size, squeeze=False, height_ratios=ratios, gridspec_kw={"hspace": space})
         for ax, rows in zip(axes[:, 0], parts, strict=True):
             _overview_panel(ax, rows)
         handles = {text: h for ax in axes[:, 0] for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -74,33 +73,32 @@ def curves(groups: list[Group]) -> bytes | None:
     shown = [g for g in groups if any(r.curve is not None for r in g.runs)]
     if not shown:
         return None
-    wide = min(4, max(2, len(shown)))
-    tall = -(-len(shown) // wide)
+    parts = _by_dataset(shown)
+    wide = min(5, max(3, *map(len, parts)))
+    tall = sum(-(-len(p) // wide) for p in parts)
     with plt.rc_context({**STYLE, **FONT, "axes.titlesize": 8.5}):
-        figure, axes = plt.subplots(
-            tall, wide, figsize=(9.2, 1.75 * tall + 0.3), squeeze=False, gridspec_kw={"wspace": 0.12, "hspace": 0.55}
-        )
-        for ax in axes.flat[len(shown) :]:
-            ax.axis("off")
-        limits = {d: _limits([g for g in shown if g.dataset == d]) for d in {g.dataset for g in shown}}
-        several = len(limits) > 1 or len({g.backbone for g in shown}) > 1
-        for i, (ax, g) in enumerate(zip(axes.flat, shown, strict=False)):
-            _curve_panel(ax, g, f"{g.label}\n{g.backbone} · {g.dataset}" if several else g.label)
-            ax.set(xlim=(0, limits[g.dataset][0]), ylim=(0, limits[g.dataset][1]))
-            same = i % wide and shown[i - 1].dataset == g.dataset
-            ax.set_ylabel("" if i % wide else "kNN top-1, %")
-            ax.tick_params(labelleft=not same)
-            if i + wide >= len(shown):
-                ax.set_xlabel("optimizer step")
-        handles = {text: h for ax in axes.flat for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            ncols=len(handles),
-            loc="lower right",
-            bbox_to_anchor=(0.9, 0.9 + 0.25 / figure.get_figheight()),
-        )
+        figure = plt.figure(figsize=(13, 1.85 * tall + 0.3))
+        grid = figure.add_gridspec(tall, wide, wspace=0.1, hspace=0.62)
+        handles, row, several = {}, 0, len({(g.backbone, g.dataset) for g in shown}) > 1
+        for rows in parts:
+            limits = _limits(rows)
+            for i, g in enumerate(rows):
+                ax = figure.add_subplot(grid[row + i // wide, i % wide])
+                _curve_panel(ax, g, " · ".join([*([g.variant] if g.variant else []), *([g.backbone, g.dataset] if several else [])]))
+                ax.set(xlim=(0, limits[0]), ylim=(0, limits[1]))
+                ax.tick_params(labelleft=not i % wide, labelbottom=i + wide >= len(rows))
+                ax.set_ylabel("" if i % wide else "kNN top-1, %")
+                handles |= {text: h for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+            row += -(-len(rows) // wide)
+        figure.axes[-1].set_xlabel("optimizer step")
+        place = (0.9, 0.9 + 0.3 / figure.get_figheight())
+        figure.legend(handles.values(), handles.keys(), ncols=3, loc="lower right", bbox_to_anchor=place)
         return svg(figure)
+
+
+def _by_dataset(groups: list[Group]) -> list[list[Group]]:
+    cuts = [0, *(i for i, (a, b) in enumerate(pairwise(groups), 1) if a.dataset != b.dataset), len(groups)]
+    return [groups[a:b] for a, b in pairwise(cuts)]
 
 
 def _limits(groups: list[Group]) -> tuple[float, float]:
@@ -109,18 +107,15 @@ def _limits(groups: list[Group]) -> tuple[float, float]:
     return 1.03 * max(1.0, *(float(s.max()) for s, _ in found)), min(101.0, 1.12 * max([*base, *(float(v.max()) for _, v in found), 1.0]))
 
 
-def _curve_panel(ax: Axes, g: Group, title: str) -> None:
+def _curve_panel(ax: Axes, g: Group, about: str) -> None:
     for key, name, colour in BASELINES:
         value = g.mean("baselines", key, "knn_top1")
         if value is not None:
             ax.axhline(value, color=colour, ls=(0, (4, 2)), lw=1.2, label=name)
-    for i, run in enumerate(r for r in g.runs if r.curve is not None):
-        steps, values = run.curve if run.curve is not None else (np.array([]), np.array([]))
-        start = g.mean("baselines", "untrained", "knn_top1")
+    start = g.mean("baselines", "untrained", "knn_top1")
+    for i, (steps, values) in enumerate(r.curve for r in g.runs if r.curve is not None):
         if start is not None:
             steps, values = np.r_[0, steps], np.r_[start, values]
-        ax.plot(steps, values, "o-", color=SEEDS[i % len(SEEDS)], ms=2.2, lw=1.2, label="trained, a line per seed" if not i else None)
-    first, *rest = title.split("\n")
-    ax.set_title(label(first, 30), pad=12 if rest else 4, color=INK)
-    if rest:
-        ax.text(0, 1.02, label(rest[0], 40), transform=ax.transAxes, fontsize=7.5, color="#6c757d")
+        ax.plot(steps, values, "o-", color=SEEDS[i % len(SEEDS)], ms=2.2, lw=1.2, label=None if i else "trained, a line per seed")
+    ax.set_title(label(g.method + (" †" if g.stale else ""), 26), pad=12 if about else 4, color=INK)
+    ax.text(0, 1.02, label(about, 34), transform=ax.transAxes, fontsize=7.5, color="#6c757d")

@@ -68,26 +68,39 @@ def _e(text: str) -> str:
 def _table(groups: list[Group], shown: dict[str, str], letters: dict[str, str], sources: list[str], out: Path) -> str:
     numbers = (*HEAD[3:], *shown.values(), "minutes", "images/s", "MiB")
     heads = [f'<th scope="col" data-kind="text">{_e(h)}</th>' for h in HEAD[:3]]
-    heads += [f'<th scope="col" data-kind="number" class="number">{_e(h)}</th>' for h in numbers]
-    heads += [f'<th scope="col">{h}</th>' for h in ("published", "runs", "config")]
-    body = "\n".join(_row(g, shown, letters, sources, out) for g in groups)
+    common = {c: next(iter(used)) for c in shown if len(used := _letters_of(c, groups, letters)) == 1}
+    marks = {title: _mark(common.get(c, "")) for c, title in shown.items()}
+    heads += [
+        f'<th scope="col" data-kind="number" class="number">{_e(h).replace("top-", "top&#8209;")}{marks.get(h, "")}</th>' for h in numbers
+    ]
+    heads += [f'<th scope="col">{h}</th>' for h in ("published", "reports", "config")]
+    body = "\n".join(_row(g, {c: {} if c in common else letters for c in shown}, sources, out) for g in groups)
     return f'<table id="results"><thead><tr>{"".join(heads)}</tr></thead><tbody>\n{body}\n</tbody></table>'
 
 
-def _row(g: Group, shown: dict[str, str], letters: dict[str, str], sources: list[str], out: Path) -> str:
+def _letters_of(column: str, groups: list[Group], letters: dict[str, str]) -> set[str]:
+    return {letters.get(g.measures[column].protocol, "") for g in groups if column in g.measures}
+
+
+def _mark(letter: str) -> str:
+    return f'<sup><a href="#how-{letter}">{letter}</a></sup>' if letter else ""
+
+
+def _row(g: Group, shown: dict[str, dict[str, str]], sources: list[str], out: Path) -> str:
+    """shown: the columns, and for each the letters of its protocols where rows differ in them."""
     _, *texts = head(g)
     stale = f' <abbr title="{_e("stale: " + ", ".join(g.stale))}">{STALE}</abbr>' if g.stale else ""
     variant = f"<small>{_e(g.variant)}</small>" if g.variant else ""
-    cells = [f'<td data-value="{_e(g.label)}">{_e(g.method)}{stale}{variant}</td>']
+    cells = [f'<td data-value="{_e(g.label)}"><span>{_e(g.method)}{stale}</span>{variant}</td>']
     cells += [f'<td data-value="{_e(t)}">{_e(t)}</td>' for t in texts[:2]]
     cells += [_number(t, t.replace("–", "")) for t in texts[2:]]
-    for c in shown:
+    for c, letters in shown.items():
         m = g.measures.get(c)
         cells.append(_number(_measure(m, len(g.runs), c in g.best, letters), f"{m.mean}" if m else ""))
     values = (g.minutes, g.mean("speed", "images_per_s"), g.mean("speed", "peak_memory_mib"))
     cells += [_number(t, "" if v is None else f"{v}") for t, v in zip(cost(g), values, strict=True)]
     cells.append(f"<td>{''.join(_published(p, sources) for p in g.published) or '–'}</td>")
-    cells.append(f"<td>{' '.join(_link(r, out) for r in g.runs)}</td>")
+    cells.append(f"<td>{', '.join(_link(r, out) for r in g.runs)}</td>")
     hashes, commits = g.texts("config_hash"), g.texts("commit")
     told = f'<code title="{_e(" ".join(hashes))}">{_e(hashes[0][:8])}</code>' if hashes else "–"
     told += f'<small title="commit">{_e(" ".join(c[:14] for c in commits))}</small>' if commits else ""
@@ -104,8 +117,7 @@ def _measure(m: Measure | None, seeds: int, best: bool, letters: dict[str, str])
     text = f"<b>{m.mean:.1f}</b>" if best else f"{m.mean:.1f}"
     text += f'<span class="std"> ± {m.std:.1f}</span>' if m.std is not None else ""
     text += f" ({len(m.values)} of {seeds})" if len(m.values) != seeds else ""
-    letter = letters.get(m.protocol)
-    return text + (f'<sup><a href="#how-{letter}">{letter}</a></sup>' if letter else "")
+    return text + _mark(letters.get(m.protocol, ""))
 
 
 def _published(p: Published, sources: list[str]) -> str:
@@ -115,11 +127,11 @@ def _published(p: Published, sources: list[str]) -> str:
 
 def _link(run: Run, out: Path) -> str:
     file = run.folder / "report.html"
-    name = _e(f"seed {run.seed}")
+    name = _e(str(run.seed))
     if not file.is_file():
         return name
     place = urllib.parse.quote(os.fsencode(os.path.relpath(file, out)))
-    return f'<a href="{place}">{name}</a>'
+    return f'<a href="{place}" aria-label="report of seed {name}">{name}</a>'
 
 
 # ---------------------------------------------------------------------------------------------- below it

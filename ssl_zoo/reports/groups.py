@@ -130,6 +130,7 @@ def _name_variants(groups: list[Group]) -> None:
         configs = [flat(g.runs[0].config) for g in rows]
         keys = [k for k in dict.fromkeys(k for c in configs for k in c) if k not in ("seed", *COLUMNS_OF_ITS_OWN)]
         differing = [k for k in keys if any(c.get(k, ABSENT) != configs[0].get(k, ABSENT) for c in configs)]
+        differing = [k for k in differing if not k.startswith("evaluation.")] or differing
         for g, config in zip(rows, configs, strict=True):
             told = [f"{k.removeprefix('method.')}={config.get(k, ABSENT)}" for k in differing[:3]]
             g.variant = ", ".join([*told, f"and {len(differing) - 3} more"] if len(differing) > 3 else told)

@@ -19,8 +19,8 @@ HEAD = ("method", "backbone", "data", "batch", "epochs", "seeds")
 
 
 def columns(groups: Iterable[Group]) -> dict[str, str]:
-    """{key of a measure: title} of every column that some row fills."""
-    found = {c for g in groups for c in g.measures}
+    """{key of a measure: title} of every column that some row fills; of protocols beyond the two that every run has, top-1 alone."""
+    found = {c for g in groups for c in g.measures if c in LABELS or c.endswith("_top1")}
     return {c: LABELS.get(c) or c.replace("_top", " top-") for c in [*(c for c in LABELS if c in found), *sorted(found - set(LABELS))]}
 
 
@@ -55,15 +55,15 @@ def cost(g: Group) -> list[str]:
 
 
 def stale_notes(groups: Iterable[Group]) -> list[str]:
-    """One sentence for each row whose runs would be trained by another config today, and each that could not be checked."""
-    notes = []
+    """What has changed since the runs of stale rows, and why a row could not be checked; one sentence for rows that share it."""
+    notes: dict[str, list[str]] = {}
     for g in groups:
-        name = " ".join(head(g)[:3])
-        if g.stale:
-            notes.append(f"{name}: " + "; ".join(f"{k} was {a} and would be {b}" for k, (a, b) in g.stale.items()))
-        elif g.unchecked:
-            notes.append(f"{name} could not be checked against today's recipes: {g.unchecked}")
-    return notes
+        told = [f"{k} was {a} and would be {b}" for k, (a, b) in list(g.stale.items())[:6]]
+        told += [f"and {len(g.stale) - 6} more"] if len(g.stale) > 6 else []
+        unchecked = f"could not be checked against today's recipes: {g.unchecked}" if g.unchecked else ""
+        if text := "; ".join(told) or unchecked:
+            notes.setdefault(text, []).append(" ".join(head(g)[:3]))
+    return [f"{', '.join(names)}: {text}" for text, names in notes.items()]
 
 
 # ---------------------------------------------------------------------------------------------- Markdown

@@ -17,7 +17,7 @@ LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
 # ---------------------------------------------------------------------------------------------- CSV
 def group_csv(groups: list[Group]) -> str:
     """Raw numbers, one line for each row of the table."""
-    shown = columns(groups)
+    shown = dict.fromkeys(c for g in groups for c in g.measures)
     lines = []
     for g in groups:
         line: dict[str, Any] = {"method": g.method, "variant": g.variant, "backbone": g.backbone, "dataset": g.dataset}
