@@ -30,8 +30,8 @@ const table = document.getElementById("results"), body = table.tBodies[0];
   if (!cell.dataset.kind) return;
   const button = document.createElement("button");
   button.type = "button";
-  button.append(...cell.childNodes);
-  cell.append(button);
+  button.append(cell.firstChild);  // not the link to a footnote behind it
+  cell.prepend(button);
   button.addEventListener("click", () => {
     const up = cell.getAttribute("aria-sort") ? cell.getAttribute("aria-sort") === "descending" : cell.dataset.kind === "text";
     for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
