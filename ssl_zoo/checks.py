@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import logging
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,7 @@ def check_located(config: dict, slot: str, trust: Iterable[str]) -> None:
             raise UserError(f"{key}={target} cannot be a {slot} or a part of one, so it is not called.")
 
 
+@cache
 def _names_of_ssl_zoo() -> set[str]:
     """Public classes and functions of every module, read from the source."""
     root = Path(__file__).resolve().parent

@@ -15,10 +15,12 @@ VERBS = {
     "resume": "continue a run: ssl-zoo resume run=runs/... [epochs=200]",
     "preview": "a picture of augmented views: ssl-zoo preview method=simclr dataset=folder dataset.path=...",
     "shard": "pack a data set into a few large files: ssl-zoo shard data=photos out=shards [format=tar|litdata] [size=256]",
-    "report": "write report.html of a run anew: ssl-zoo report run=runs/...",
-    "list": "what there is: ssl-zoo list [methods|backbones|datasets|...]",
+    "report": "a run on a page, or many in a table: ssl-zoo report run=runs/... | runs=FOLDER|GLOB [out=FOLDER]",
+    "benchmark": "many runs and their table: ssl-zoo benchmark suite=NAME|FILE.yaml [seed=0,1,2] [key=value ...]",
+    "list": "what there is: ssl-zoo list [methods|backbones|datasets|suites|...]",
 }
 GROUPS = ("method", "backbone", "dataset", "augment", "optimizer", "trainer", "logger", "evaluation", "recipe", "experiment", "protocol")
+LISTED = (*GROUPS, "suite")
 HELP = """ssl-zoo {version} - self-supervised pretraining of vision backbones
 
 usage: ssl-zoo [verb] [key=value ...] [options]
@@ -33,7 +35,7 @@ often changed
   epochs=100  batch_size=256  seed=0  optimizer.base_lr=0.3  trainer.devices=1  data.subset=10000  run=runs/mine
 
 options
-  --cfg job            print the composed config and stop
+  --cfg job            print the composed config (benchmark: every run and its state) and stop
   -m, --multirun       one run for each combination of comma-separated values
   --config-dir DIR     more configs: DIR/method/mine.yaml makes method=mine
   -h, --help           this page
@@ -96,6 +98,7 @@ def run(argv: list[str]) -> int:
         "preview": do_preview,
         "shard": do_shard,
         "report": do_report,
+        "benchmark": do_benchmark,
         "list": do_list,
     }
     return handlers[verb](words, options)
@@ -192,6 +195,10 @@ def do_eval(words: list[str], options: dict[str, str]) -> int:
     found = evaluate_all(config, trained, wanted)
     print(told([result for _, result in found]))
     print("\n".join(f"{'written to':14}{file}" for file, _ in found))
+    if config.run and not config.out and (Path(config.run) / "summary.json").is_file():
+        from ssl_zoo.reports.html import write_report
+
+        print(f"{'report':14}{write_report(Path(config.run))}")
     return 0
 
 
@@ -222,9 +229,13 @@ def do_shard(words: list[str], options: dict[str, str]) -> int:
 
 
 def do_report(words: list[str], options: dict[str, str]) -> int:
+    if any(w.startswith("runs=") for w in words):
+        from ssl_zoo.stale import report_words
+
+        return report_words(words)
     run, words = take_run(words, "report")
     if words:
-        raise UserError(f"report takes run=... only, not '{words[0]}'.")
+        raise UserError(f"report takes run=... only, or runs=..., not '{words[0]}'.")
     if finished_epochs(run) is None:
         raise UserError(f"run={run} has no summary.json: let the run finish first.")
     from ssl_zoo.reports.html import write_report
@@ -233,14 +244,20 @@ def do_report(words: list[str], options: dict[str, str]) -> int:
     return 0
 
 
+def do_benchmark(words: list[str], options: dict[str, str]) -> int:
+    from ssl_zoo.benchmark import benchmark
+
+    return benchmark(words, options)
+
+
 def do_list(words: list[str], options: dict[str, str]) -> int:
     from ssl_zoo.checks import unknown
     from ssl_zoo.config import choice_names
 
     if len(words) > 1:
         raise UserError(f"list takes one group, not '{' '.join(words)}'.")
-    plural = {(f"{g[:-1]}ies" if g.endswith("y") else f"{g}s"): g for g in GROUPS}
-    if words and words[0] not in plural and words[0] not in GROUPS:
+    plural = {(f"{g[:-1]}ies" if g.endswith("y") else f"{g}s"): g for g in LISTED}
+    if words and words[0] not in plural and words[0] not in LISTED:
         raise unknown("group", words[0], plural)
     for group in [plural.get(words[0], words[0])] if words else ("method", "backbone", "dataset"):
         print(f"{group}=")

@@ -1,5 +1,6 @@
 """`ssl-zoo -m`: one process and one run folder for each combination of values. Needs no torch."""
 
+import re
 import subprocess
 import sys
 import time
@@ -25,9 +26,8 @@ def multirun(words: list[str], options: dict[str, str]) -> int:
             show(config)
             continue
         folder = config.run or str(Path(config.out) / run_name(job, dirs) / f"{stamp}_{number}")
-        quoted = folder.replace("\\", "\\\\").replace("'", "\\'")
         extra = ["--config-dir", dirs[0]] if dirs else []
-        commands.append([sys.executable, "-m", "ssl_zoo", "pretrain", *extra, *job, f"run='{quoted}'"])
+        commands.append([sys.executable, "-m", "ssl_zoo", "pretrain", *extra, *job, override("run", folder)])
     codes = []
     for number, (job, command) in enumerate(zip(jobs, commands, strict=False), 1):
         print(f"[{number}/{len(jobs)}] {command_line(job, options)}", flush=True)
@@ -41,10 +41,21 @@ def multirun(words: list[str], options: dict[str, str]) -> int:
     return 1 if failed else 0
 
 
+def override(key: str, value: str | Path) -> str:
+    """key=value as Hydra reads it back, whatever the value holds."""
+    text = str(value)
+    if "/" in text and re.fullmatch(r"[\w./+-]+", text, re.ASCII):
+        return f"{key}={text}"
+    quoted = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")  # elsewhere a backslash is one
+    return f"{key}='{quoted}'"
+
+
 def wait(job: subprocess.Popen) -> int:
-    """The exit code of a job. Ctrl-C reaches the job too, which then saves: it is given the time it needs."""
+    """The exit code of a job, 130 after Ctrl-C. That reaches the job too, which then saves: it is given the time it needs."""
+    stopped = False
     while True:
         try:
-            return job.wait()
+            code = job.wait()
+            return 130 if stopped else code
         except KeyboardInterrupt:
-            continue
+            stopped = True

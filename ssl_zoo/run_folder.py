@@ -1,7 +1,5 @@
-"""The folder of a run: a new one, whether its checkpoint can be read, and the hash that tells runs of different configs apart."""
+"""The folder of a run: a new one, and whether its checkpoint can be read."""
 
-import hashlib
-import json
 import time
 from pathlib import Path
 
@@ -9,7 +7,6 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
-from ssl_zoo.config import plain
 from ssl_zoo.errors import UserError
 
 
@@ -38,13 +35,3 @@ def check_checkpoint(file: Path) -> None:
     except Exception as e:  # torch raises exceptions of many kinds for a damaged file
         reason = str(e).splitlines()[0][:160]
         raise UserError(f"{file} cannot be read ({reason}): restore it from a copy or start a new run.") from e
-
-
-def config_hash(config: DictConfig) -> str:
-    """A hash of everything that decides the result: the config without where it is written, who loads the data and how features are
-    pictured. How data is decoded is part of the data sets that it decides the order of.
-    """
-    decisive = {k: v for k, v in plain(config).items() if k not in ("run", "out", "logger")}
-    decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in ("decoded", "resident", "workers", "worker_kind")}
-    decisive["evaluation"] = {k: v for k, v in decisive["evaluation"].items() if k != "map"}
-    return hashlib.blake2b(json.dumps(decisive, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

@@ -26,8 +26,9 @@ from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.distributed import union
 from ssl_zoo.evaluation.protocol import labelled_pair
 from ssl_zoo.export import save_backbone
+from ssl_zoo.fingerprint import config_hash
 from ssl_zoo.reports.summary import write_summary
-from ssl_zoo.run_folder import check_checkpoint, config_hash, run_folder
+from ssl_zoo.run_folder import check_checkpoint, run_folder
 from ssl_zoo.saved import save_config
 
 DECODE_ONCE = "; data.decoded=true decodes them once, into the cache"
@@ -113,7 +114,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         "name": name,
         "command": "\n".join(commands),
         "seed": config.seed,
-        "config_hash": config_hash(config),
+        "config_hash": config_hash(plain(config)),
         "stem": getattr(method.backbone, "stem_used", "unknown"),
         "image_size": data.train.image_size,
         "num_features": method.backbone.num_features,

@@ -312,7 +312,18 @@ def test_the_list_shows_the_users_own_choices(user_conf):
 
 # ---------------------------------------------------------------------------------------------- the command
 @pytest.mark.parametrize(
-    "words", [["--help"], ["list"], ["--version"], ["--cfg", "job"], ["list", "backbones"], ["-h"], ["eval", "--help"]]
+    "words",
+    [
+        ["--help"],
+        ["list"],
+        ["--version"],
+        ["--cfg", "job"],
+        ["list", "backbones"],
+        ["list", "suites"],
+        ["-h"],
+        ["eval", "--help"],
+        ["benchmark", "-h"],
+    ],
 )
 def test_quick_answers(cli, words):
     done = cli(*words)
@@ -321,7 +332,8 @@ def test_quick_answers(cli, words):
 
 
 BAD = ["metod=dino", "pretran method=simclr", "--cgf job", "eval", "resume run=nowhere", "eval run=. protocol=knn", "list metods",
-       "preview images=0", "-m epochs=1,x", "report", "eval run=. protocol=knnn", "''"]  # fmt: skip
+       "preview images=0", "-m epochs=1,x", "report", "eval run=. protocol=knnn", "''",
+       "report runs=nowhere", "benchmark", "benchmark suite=nothing"]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", BAD)

@@ -11,10 +11,11 @@ import pytest
 from conftest import ROOT, SMOKE, command
 
 from ssl_zoo.cli import split_options
-from ssl_zoo.config import compose, expand
+from ssl_zoo.config import compose, expand, plain
+from ssl_zoo.fingerprint import config_hash
 from ssl_zoo.reports.html import table
-from ssl_zoo.run_folder import config_hash
 from ssl_zoo.shard import dataset_words
+from ssl_zoo.suite import load_suite
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -26,7 +27,7 @@ def test_the_end_of_a_run_is_that_of_its_summary():
     lines = [f"{key:14}{value}" for key, value in table(summary, Path(summary["run"]))]
     assert lines[:4] == next(text for _, text in BLOCKS if text.startswith("kNN top-1")).splitlines()[:4]
     assert summary["command"] == "ssl-zoo"
-    assert summary["config_hash"] == config_hash(compose("train", []))
+    assert summary["config_hash"] == config_hash(plain(compose("train", [])))
     final, base = summary["final"]["knn_top1"], summary["baselines"]
     assert final > 20 + max(base["untrained"]["knn_top1"], base["raw_pixels"]["knn_top1"])
     for key, value in (("seed", summary["seed"]), ("epochs", summary["epochs"])):
@@ -51,7 +52,12 @@ def test_every_command_composes(line, tmp_path, monkeypatch):
         words = [w for w in words if not w.startswith("run=")] + (["run=."] if verb == "eval" else [])
     if verb == "shard":
         words = dataset_words(words, [])
-    if "multirun" in options:
+    if verb == "benchmark":
+        suite = next(w.partition("=")[2] for w in words if w.startswith("suite="))
+        assert load_suite(suite, [w for w in words if not w.startswith("suite=")], []).cells
+    elif verb == "report":
+        assert {w.partition("=")[0] for w in words} <= {"run", "runs", "out"}
+    elif "multirun" in options:
         assert len(expand(words)) > 1
     else:
         assert compose({"preview": "preview", "eval": "eval", "shard": "shard"}.get(verb, "train"), words)

@@ -347,11 +347,11 @@ def test_without_labels_captions_speak_of_none(run):
 
 
 def test_a_page_escapes_its_title_alone():
-    text = page("<a> & b", "<p>{body}</p>", extra_head="<style>p { color: red; }</style>")
+    text = page("<a> & b", "<p>{body}</p>", style="p { color: red; }")
     assert "<title>&lt;a&gt; &amp; b</title>" in text
     assert "<h1>&lt;a&gt; &amp; b</h1>" in text
     assert "<p>{body}</p>" in text
-    assert "<style>p { color: red; }</style></head>" in text
+    assert "p { color: red; }</style></head>" in text
 
 
 def test_settings_are_said_in_words():

@@ -99,7 +99,8 @@ def test_eval_gives_the_numbers_of_the_summary(finished, protocol):
     summary = json.loads((run / "summary.json").read_text())
     assert found["top1"] == pytest.approx(summary["final"][f"{name}_top1"], abs=0.01)
     assert found["epochs"] == summary["epochs"]
-    assert str(run / "eval" / f"{name}.json").endswith(done.stdout.split()[-1])
+    assert f"mine/eval/{name}.json" in done.stdout
+    assert f"<td>{name}</td>" in (run / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -1,41 +1,41 @@
-"""The skeleton of every page: one look, one self-contained file without scripts."""
+"""The skeleton of every page: one look, one self-contained file."""
 
 import base64
 import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; color: #22313f; background: #f8f9fa; margin: 0; }}
-main {{ max-width: 1000px; margin: 0 auto; padding: 32px 24px 64px; }}
-h1 {{ font-size: 26px; margin: 0 0 4px; }} h2 {{ font-size: 17px; margin: 0 0 12px; }}
-.verdict {{ font-size: 16px; margin: 4px 0 20px; }} .bad {{ color: #9e2a2b; font-weight: 600; }}
-.cards {{ display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 20px; }}
-.card {{ background: #fff; border: 1px solid #e9ecef; border-radius: 8px; padding: 12px 18px; min-width: 128px; }}
-.card b {{ display: block; font-size: 25px; color: #2a6f97; }} .card.plain b {{ color: #6c757d; }}
-section {{ background: #fff; border: 1px solid #e9ecef; border-radius: 8px; padding: 18px 20px; margin-bottom: 18px; overflow-x: auto; }}
-img {{ max-width: 100%; display: block; }} p.note {{ color: #6c757d; font-size: 13.5px; margin: 8px 0 0; }}
-table {{ border-collapse: collapse; width: 100%; font-size: 14px; }}
-td, th {{ padding: 5px 14px 5px 0; border-bottom: 1px solid #f1f3f5; vertical-align: top; overflow-wrap: anywhere; text-align: left; }}
-th {{ color: #6c757d; font-weight: 600; border-bottom: 2px solid #e9ecef; white-space: nowrap; }}
-td:first-child {{ color: #6c757d; white-space: nowrap; width: 1%; }}
-table.wide {{ font-size: 13.5px; }} table.wide td:first-child {{ color: inherit; }}
-td.number, th.number {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
-td small {{ color: #6c757d; font-size: 12px; }}
-pre {{ background: #22313f; color: #f8f9fa; padding: 12px 16px; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }}
-</style>{extra_head}</head><body><main>
-<h1>{title}</h1>
-{body}
-</main></body></html>
+STYLE = """\
+body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; color: #22313f; background: #f8f9fa; margin: 0; }
+main { max-width: 1000px; margin: 0 auto; padding: 32px 24px 64px; }
+h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 17px; margin: 0 0 12px; }
+.verdict { font-size: 16px; margin: 4px 0 20px; } .bad { color: #9e2a2b; font-weight: 600; }
+.cards { display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 20px; }
+.card { background: #fff; border: 1px solid #e9ecef; border-radius: 8px; padding: 12px 18px; min-width: 128px; }
+.card b { display: block; font-size: 25px; color: #2a6f97; } .card.plain b { color: #6c757d; }
+section { background: #fff; border: 1px solid #e9ecef; border-radius: 8px; padding: 18px 20px; margin-bottom: 18px; overflow-x: auto; }
+img { max-width: 100%; display: block; } p.note { color: #6c757d; font-size: 13.5px; margin: 8px 0 0; }
+table { border-collapse: collapse; width: 100%; font-size: 14px; }
+td, th { padding: 5px 14px 5px 0; border-bottom: 1px solid #f1f3f5; vertical-align: top; overflow-wrap: anywhere; text-align: left; }
+th { color: #6c757d; font-weight: 600; border-bottom: 2px solid #e9ecef; white-space: nowrap; }
+td:first-child { color: #6c757d; white-space: nowrap; width: 1%; }
+table.wide { font-size: 13.5px; } table.wide td:first-child { color: inherit; }
+td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+td small { color: #6c757d; font-size: 12px; }
+pre { background: #22313f; color: #f8f9fa; padding: 12px 16px; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
 
-def page(title: str, body: str, extra_head: str = "") -> str:
-    """A whole page. title: text; body, extra_head: HTML."""
-    return PAGE.format(title=html.escape(title), body=body, extra_head=extra_head)
+def page(title: str, body: str, style: str = "", script: str = "") -> str:
+    """A whole page under its title, which is text; body is HTML, style and script what only this page needs."""
+    title = html.escape(title)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>\n{STYLE}{style}</style></head><body><main>\n<h1>{title}</h1>\n{body}\n</main>"
+        + (f"<script>\n{script}</script>" if script else "")
+        + "</body></html>\n"
+    )
 
 
 def section(body: str, heading: str | None = None) -> str:

@@ -1,0 +1,138 @@
+"""`ssl-zoo benchmark`: the runs of a suite one after the other, each in a process of its own; what is finished is not repeated.
+Needs no torch.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssl_zoo.cli import command_line, config_dirs
+from ssl_zoo.errors import UserError
+from ssl_zoo.fingerprint import changes, config_hash
+from ssl_zoo.multirun import override, wait
+from ssl_zoo.suite import Cell, Suite, load_suite
+
+RESUME, RUN, FINISHED = "to resume", "to run", "finished"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to do for a cell, and the run folders of the same name and seed that were trained by another config."""
+
+    cell: Cell
+    folder: Path
+    state: str
+    stale: dict[Path, dict[str, tuple[Any, Any]]]
+
+    @property
+    def label(self) -> str:
+        return f"{self.cell.name} seed {self.cell.seed}"
+
+
+def benchmark(words: list[str], options: dict[str, str]) -> int:
+    """Run what the suite lacks, judge it, and render the report. Exit code 1 when something failed; it is tried again next time."""
+    names = [w.partition("=")[2] for w in words if w.startswith("suite=")]
+    if len(names) != 1 or not names[0]:
+        raise UserError("benchmark needs one suite: ssl-zoo benchmark suite=shapes, or a file as in suite=mine.yaml.")
+    rest = [w for w in words if not w.startswith("suite=")]
+    suite = load_suite(names[0], rest, config_dirs(options))
+    root = Path(suite.cells[0].config["out"]) / suite.name
+    if "cfg" in options:
+        return _listing(suite, root)
+    failed, command = [], command_line(words, options, "benchmark")
+    for number, cell in enumerate(suite.cells, 1):
+        plan = plan_of(cell, root)
+        print(f"[{number}/{len(suite.cells)}] {plan.label}: {plan.state}", flush=True)
+        for what, job in _jobs(plan, suite.protocols, options):
+            code = wait(subprocess.Popen(job))
+            if code == 130:
+                raise KeyboardInterrupt(f"Stopped in run {number} of {len(suite.cells)}. Continue with: {command}")
+            if code:
+                failed.append(f"{plan.label}{what}")
+                break
+    plans = [plan_of(cell, root) for cell in suite.cells]
+    if any(p.state == FINISHED for p in plans):
+        from ssl_zoo.stale import report  # after a slip in the suite is told: it imports matplotlib
+
+        report([root], root / "report", title=suite.name, stale=_stale(plans, root))
+    done = sum(p.state == FINISHED for p in plans)
+    print(f"{done} of {len(plans)} runs finished" + (f"; failed: {', '.join(failed)}. Try again with: {command}" if failed else ""))
+    return 1 if failed else 0
+
+
+def _listing(suite: Suite, root: Path) -> int:
+    for plan in (plan_of(cell, root) for cell in suite.cells):
+        lacks = [p for p in suite.protocols if plan.state == FINISHED and not _judged(plan.folder, p)]
+        print(f"{plan.state + (', to evaluate' if lacks else ''):22} {plan.folder}  # {command_line(list(plan.cell.words), {})}")
+        for folder, keys in plan.stale.items():
+            print(f"{'stale':22} {folder}  # {', '.join(keys) or 'its config cannot be read'}")
+    return 0
+
+
+def plan_of(cell: Cell, root: Path) -> Plan:
+    """Where a cell is trained and what is left to do. A run of another config is left as it is, and the cell gets a folder beside it."""
+    from ssl_zoo.reports.collect import read_config
+
+    base = root / cell.name / f"seed{cell.seed}"
+    stale: dict[Path, dict[str, tuple[Any, Any]]] = {}
+    mine = None
+    for folder in sorted(base.parent.glob("seed*")):
+        if (folder.name == base.name or folder.name.startswith(f"{base.name}-")) and (folder / "config.yaml").exists():
+            try:
+                found = changes(read_config(folder), cell.config)
+            except ValueError:
+                stale[folder] = {}
+                continue
+            if found:
+                stale[folder] = found
+            else:
+                mine = folder
+    if mine:
+        return Plan(cell, mine, _state(mine, cell.config), stale)
+    free = (base, *(base.with_name(f"{base.name}-{config_hash(cell.config)[:n]}") for n in range(6, 17)))
+    return Plan(cell, next(f for f in free if f not in stale), RUN, stale)
+
+
+def _state(run: Path, config: dict[str, Any]) -> str:
+    """What is left to do in a folder that holds the config of the cell."""
+    try:
+        done = int(json.loads((run / "summary.json").read_text(encoding="utf-8"))["epochs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        done = 0
+    whole = done >= config["epochs"] or (done and config["trainer"]["max_steps"] > 0)
+    if whole and (run / "backbone.safetensors").is_file():
+        return FINISHED
+    return RESUME if (run / "checkpoints" / "last.ckpt").is_file() else RUN
+
+
+def _judged(run: Path, protocol: str) -> bool:
+    file, weights = run / "eval" / f"{protocol}.json", run / "backbone.safetensors"
+    return file.is_file() and file.stat().st_mtime_ns >= weights.stat().st_mtime_ns
+
+
+def _jobs(plan: Plan, protocols: list[str], options: dict[str, str]) -> Any:
+    """(what it is, command) of what is left to do; the evaluations once there is something to evaluate."""
+    folder, start = plan.folder, [sys.executable, "-m", "ssl_zoo"]
+    extra = ["--config-dir", options["config-dir"]] if "config-dir" in options else []
+    trust = [w for w in plan.cell.words if w.startswith("trust=")]
+    if plan.state == RESUME:
+        yield "", [*start, "resume", f"run={folder}", *trust]
+    elif plan.state == RUN:
+        (folder / "config.yaml").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+        yield "", [*start, "pretrain", *extra, *plan.cell.words, override("run", folder)]
+    for protocol in protocols:
+        if not _judged(folder, protocol):
+            yield f" (eval {protocol})", [*start, "eval", *extra, override("run", folder), f"protocol={protocol}", *trust]
+
+
+def _stale(plans: list[Plan], root: Path) -> dict[Path, dict[str, tuple[Any, Any]]]:
+    """Runs below `root` that the suite would train by another config, or no longer has."""
+    found = {folder: keys for plan in plans for folder, keys in plan.stale.items()}
+    wanted = {plan.folder for plan in plans} | set(found)
+    for file in root.rglob("config.yaml"):
+        if file.parent not in wanted:
+            found[file.parent] = {"the suite": ("held this run", "no longer does")}
+    return found

@@ -1,0 +1,57 @@
+"""Which configs train the same: the hash in summary.json, the group of runs that differ in their seed only, and what has changed."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+LOADING = ("decoded", "resident", "workers", "worker_kind")  # who loads the data and how, not which
+ABSENT = "absent"
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """A hash of everything that decides the result: the config without where it is written, who loads the data and how features are
+    pictured. How data is decoded is part of the data sets that it decides the order of.
+    """
+    decisive = {k: v for k, v in config.items() if k not in ("run", "out", "logger")}
+    decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in LOADING}
+    decisive["evaluation"] = {k: v for k, v in decisive["evaluation"].items() if k != "map"}
+    return _hash(decisive)
+
+
+def group_hash(config: Mapping[str, Any]) -> str:
+    """The same for all seeds of a config, wherever its data is cached."""
+    return _hash({k: v for k, v in flat(config).items() if k != "seed"})
+
+
+def _hash(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a result as {dotted key: value}, without folders that are only written to."""
+    found = dict(_leaves(config, ""))
+    aside = {"run", "out", "trust", "dataset.cache", "dataset.decoded", "data.cache", "evaluation.map", *(f"data.{k}" for k in LOADING)}
+    return {k: v for k, v in found.items() if k not in aside and not k.startswith("logger.")}
+
+
+def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def changes(saved: Mapping[str, Any], now: Mapping[str, Any], paths: bool = True) -> dict[str, tuple[Any, Any]]:
+    """{key: (value of a saved config, value of today)} where they differ; `paths` tells whether the place of the data counts.
+
+    What came to `data`, `trainer` and `evaluation` after the run is no difference: such a run is resumed under their defaults.
+    """
+    a, b = flat(saved), flat(now)
+    late = {k for k in b if k not in a and k.startswith(("data.", "trainer.", "evaluation."))}
+    keys = [k for k in dict.fromkeys([*a, *b]) if k not in late and (paths or k != "dataset.path")]
+    found = {k: (a.get(k, ABSENT), b.get(k, ABSENT)) for k in keys if a.get(k, ABSENT) != b.get(k, ABSENT)}
+    if "epochs" in found:  # which sets it
+        found.pop("trainer.max_epochs", None)
+    return found

@@ -1,0 +1,89 @@
+"""`ssl-zoo report runs=...`: which rows of the table would be trained by another config today, and the page. Needs no torch."""
+
+import glob
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from ssl_zoo.cli import split_options
+from ssl_zoo.config import choice_names, compose, parse, plain
+from ssl_zoo.errors import UserError
+from ssl_zoo.fingerprint import changes
+from ssl_zoo.reports.benchmark_page import write_benchmark
+from ssl_zoo.reports.collect import Run, collect
+from ssl_zoo.reports.groups import group
+from ssl_zoo.reports.table import terminal
+
+Changes = dict[str, tuple[Any, Any]]
+
+
+def report_words(words: list[str]) -> int:
+    """`ssl-zoo report runs=FOLDER|GLOB [out=FOLDER]`."""
+    found = dict(w.partition("=")[::2] for w in words)
+    if other := next((w for w in words if w.partition("=")[0] not in ("runs", "out")), None):
+        raise UserError(f"report takes runs=... and out=... (or run=... alone), not '{other}'.")
+    where = found["runs"]
+    places = [Path(where)] if Path(where).is_dir() else [Path(p) for p in sorted(glob.glob(where, recursive=True))]
+    if not where or not places:
+        raise UserError(f"runs={where} is no folder, and no pattern that fits one: ssl-zoo report runs=runs.")
+    default = (Path(where) if Path(where).is_dir() else Path(".")) / "report"
+    report(places, Path(found.get("out") or default), title=str(where))
+    return 0
+
+
+def report(places: Iterable[Path], out: Path, title: str, stale: Mapping[Path, Changes] | None = None) -> None:
+    """Collect the runs below `places`, write the page and the tables into `out`, and show them. stale: what is known to be so already."""
+    runs, problems = collect(places, aside=out)
+    if not runs:
+        reasons = f": {problems[0].folder}: {problems[0].reason}" if problems else ""
+        raise UserError(f"There is no finished run in {title}{reasons or ': train some first, as with ssl-zoo benchmark suite=shapes'}.")
+    known, unchecked = {**(stale or {})}, {}
+    today: dict[tuple[str, ...], dict[str, Any] | str] = {}
+    for run in runs:
+        if run.folder in known:
+            continue
+        now = _today(run, today)
+        if isinstance(now, str):
+            unchecked[run.folder] = now
+        elif found := changes(run.config, now, paths=False):
+            known[run.folder] = found
+    names = {g: list(choice_names(g)) for g in ("method", "dataset")}
+    groups, repeats = group(runs, names, known, unchecked)
+    files = write_benchmark(groups, [*problems, *repeats], out, title)
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(terminal(groups, title))
+    for file in files:
+        print(file)
+
+
+def _today(run: Run, seen: dict[tuple[str, ...], dict[str, Any] | str]) -> dict[str, Any] | str:
+    """The config that the commands of a run compose to now, or why they do not."""
+    try:
+        options, words = split_options(shlex.split(run.commands[0])[1:])
+        words = [w for w in words if w != "pretrain" and w.partition("=")[0] not in ("run", "out", "seed")]
+        if run.config.get("dataset", {}).get("path"):
+            words.append("dataset.path=.")  # composes wherever the images are
+        later = tuple(w for line in run.commands[1:] for w in shlex.split(line)[2:] if not w.startswith("run="))
+        key = (options.get("config-dir", ""), *words, "then", *later)
+        if key not in seen:
+            seen[key] = _compose(words, later, [options["config-dir"]] if "config-dir" in options else [])
+        now = seen[key]
+    except (UserError, ValueError, IndexError) as e:
+        return str(e) or "its command is not known"
+    return now if isinstance(now, str) else {**now, "seed": run.config.get("seed")}
+
+
+def _compose(words: list[str], later: Iterable[str], dirs: list[str]) -> dict[str, Any] | str:
+    try:
+        config = compose("train", words, dirs)
+        for o in parse(list(later)):  # what `resume` was given
+            OmegaConf.update(config, o.key_or_group, o.value())
+            if o.key_or_group == "epochs":
+                config.trainer.max_epochs = o.value()
+        return plain(config)
+    except UserError as e:
+        return str(e)
