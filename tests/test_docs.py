@@ -19,6 +19,7 @@ from ssl_zoo.suite import load_suite
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+OTHERS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_the_end_of_a_run_is_that_of_its_summary():
@@ -41,10 +42,12 @@ def test_the_first_blocks_install_and_run_and_install_and_test():
     assert "'.[dev]'" in second
 
 
-@pytest.mark.parametrize("line", [x for kind, text in BLOCKS if kind == "bash" for x in text.splitlines() if x.startswith("ssl-zoo")])
+@pytest.mark.parametrize(
+    "line", [x for kind, text in BLOCKS + OTHERS if kind == "bash" for x in text.splitlines() if x.startswith("ssl-zoo")]
+)
 def test_every_command_composes(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in ("photos", "shards"):
+    for folder in ("photos", "shards", "imagenet"):
         (tmp_path / folder).mkdir()
     options, words = split_options(line.partition("#")[0].split()[1:])
     verb = words.pop(0) if words and "=" not in words[0] else "pretrain"
