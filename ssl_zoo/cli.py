@@ -184,21 +184,21 @@ def do_resume(words: list[str], options: dict[str, str]) -> int:
 
 def do_eval(words: list[str], options: dict[str, str]) -> int:
     from ssl_zoo.config import compose
-    from ssl_zoo.judging import plan
+    from ssl_zoo.judging import judged_folder, plan
 
     if "cfg" in options:
         return show(compose("eval", words, config_dirs(options)))
     config, trained, wanted = plan(words, config_dirs(options))
+    from ssl_zoo.reports.html import write_evaluations, write_report
     from ssl_zoo.reports.results import told
     from ssl_zoo.verbs import evaluate_all
 
     found = evaluate_all(config, trained, wanted)
     print(told([result for _, result in found]))
     print("\n".join(f"{'written to':14}{file}" for file, _ in found))
-    if config.run and not config.out and (Path(config.run) / "summary.json").is_file():
-        from ssl_zoo.reports.html import write_report
-
-        print(f"{'report':14}{write_report(Path(config.run))}")
+    folder = judged_folder(config)
+    whole = (folder / "summary.json").is_file()
+    print(f"{'report':14}{write_report(folder) if whole else write_evaluations(folder, str(config.run or config.weights))}")
     return 0
 
 

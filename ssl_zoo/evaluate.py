@@ -30,11 +30,16 @@ def evaluate(e: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
         {
             "protocol": name,
             "settings": {k: v for k, v in e.options.items() if k != "name"},
-            **about,
+            **{k: v for k, v in about.items() if k != "net"},
             "train_images": len(e.data.train),
             "test_images": len(e.data.test),
             "classes": e.classes,
-            "features": {**e.taps, "image_size": e.subject.image_size},
+            "features": {
+                "net": about.get("net", "auto"),
+                **e.taps,
+                "image_size": e.subject.image_size,
+                **({"dim": e.dim} if e.dim else {}),
+            },
             "weights": e.weights,
             "seed": e.seed,
             **told,

@@ -1,5 +1,6 @@
 """What a command of `ssl-zoo eval` asks for, checked before torch is imported."""
 
+import re
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -30,10 +31,10 @@ def plan(words: list[str], config_dirs: list[str]) -> tuple[DictConfig, DictConf
         wanted: dict[str, DictConfig] = {}
         for data in config.transfer:
             asked = compose("eval", [*others, *words_for(data, config_dirs)], config_dirs)
-            name = _name(asked)
+            name = dataset_name(asked)
             wanted[name if name not in wanted else f"{name}-{len(wanted) + 1}"] = asked
         return config, trained, wanted
-    return config, trained, {_name(config): config}
+    return config, trained, {dataset_name(config): config}
 
 
 def _trained(config: DictConfig) -> DictConfig:
@@ -45,9 +46,16 @@ def _trained(config: DictConfig) -> DictConfig:
     return trained
 
 
-def _name(config: DictConfig) -> str:
-    """What a data set is called in the name of a result: its path's last part, its own name, or "" for the run's own."""
+def dataset_name(config: DictConfig) -> str:
+    """What a data set is called: its path's last part, else its own name; "" where the config has none."""
     if "dataset" not in config:
         return ""
     path = config.dataset.get("path")
     return Path(path).name if path and "name" not in config.dataset else str(config.dataset.get("name", "shapes")).lower()
+
+
+def judged_folder(config: DictConfig) -> Path:
+    """Where eval/ and report.html are written."""
+    if config.out:
+        return Path(config.out).expanduser()
+    return Path(config.run) if config.run else Path("judged") / re.sub(r"[^\w.-]+", "_", config.weights)

@@ -47,6 +47,7 @@ class Evaluation:
     cache: Path | None = None
     weights: str = ""
     extracting: float = 0.0
+    dim: int = 0
     others: dict[str, Subject] = field(default_factory=dict)
 
     def features(self, images: Images, subject: Subject | None = None, weights: str | None = None) -> Tensor:
@@ -63,6 +64,7 @@ class Evaluation:
             key = f"{weights or self.weights} {data_hash(images)} {s.image_size} {s.mean} {s.std} {self.taps}"
             found = cached(self.cache, key, compute, lambda: not (isinstance(images.pixels, OnDemand) and images.pixels.unreadable))
         self.extracting += time.perf_counter() - start
+        self.dim = found.shape[1]
         return found.to(self.device)
 
     def tap(self, subject: Subject) -> Tap:

@@ -39,14 +39,14 @@ def of_run(run: Path, trained: DictConfig, data: Data, net: str, image_size: int
     else:
         notes = tuple(load_weights(backbone, run / "checkpoints" / "last.ckpt", net).lines())
     mean, std = tuple(known.get("mean") or data.mean), tuple(known.get("std") or data.std)
-    return Judged(backbone.to(device), size, mean, std, {"run": str(run), "net": net}, notes)
+    return Judged(backbone.to(device), size, mean, std, {"source": str(run), "net": net}, notes)
 
 
 def of_weights(config: DictConfig, data: Data, device: torch.device) -> Judged:
     """Weights from elsewhere: timm/<model>, torchvision/<model>, a backbone.safetensors of ssl_zoo, or a file of another project."""
     named = config.weights.startswith(("timm/", "torchvision/"))
-    known = {} if named else _about(Path(config.weights))
-    state: Any = Path(config.weights)
+    state: Any = Path(config.weights).expanduser()
+    known = {} if named else _about(state)
     name, (mean, std), size = None, IMAGENET, None
     if named:
         state, name, about = named_weights(config.weights)
@@ -55,14 +55,16 @@ def of_weights(config: DictConfig, data: Data, device: torch.device) -> Judged:
     size = config.image_size or known.get("image_size") or size or data.train.image_size
     if "backbone" in config:
         backbone = build(config, "backbone", image_size=size)
-    elif known.get("backbone"):
+    elif known.get("backbone"):  # our own file, which says what it is of
         backbone = build(OmegaConf.create({"backbone": known["backbone"], "trust": config.trust}), "backbone", image_size=size)
+        load_backbone(backbone, state, device)
+        return Judged(backbone, size, mean, std, {"source": config.weights, "net": config.net})
     elif name:
         backbone = create(name, image_size=size, stem="model", patch_size=None)
     else:
         raise UserError(f"weights={config.weights} do not say what they are of: add backbone=... (ssl-zoo list backbones).")
     report = load_weights(backbone, state, config.net)
-    return Judged(backbone.to(device), size, mean, std, {"weights": config.weights, "net": config.net}, tuple(report.lines()))
+    return Judged(backbone.to(device), size, mean, std, {"source": config.weights, "net": config.net}, tuple(report.lines()))
 
 
 def _about(file: Path) -> dict[str, Any]:

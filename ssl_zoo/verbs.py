@@ -1,6 +1,5 @@
 """The verbs beside pretrain that need torch: eval, preview, shard."""
 
-import re
 import shlex
 import sys
 import time
@@ -19,6 +18,7 @@ from ssl_zoo.distributed import fold_seed
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluate import evaluate, save_result
 from ssl_zoo.evaluation.features import centre
+from ssl_zoo.judging import dataset_name, judged_folder
 from ssl_zoo.protocols import Evaluation
 from ssl_zoo.reports.figures import view_grid
 from ssl_zoo.saved import load_run
@@ -50,8 +50,8 @@ def evaluate_all(config: DictConfig, trained: DictConfig | None, wanted: dict[st
         e = Evaluation(judged, data, plain(config.protocol), taps, config.seed, device, config.batch_size, cache)
         for other in e.options.get("compare", []):
             e.others[other] = _compared(other, config, data, device)
-        result = evaluate(e, {**judged.about, "dataset": name or "the run's own", "epochs": trained.epochs if trained else None})
-        found.append((save_result(_folder(config), name, config, result), result))
+        result = evaluate(e, {**judged.about, "dataset": name or dataset_name(trained), "epochs": trained.epochs if trained else None})
+        found.append((save_result(judged_folder(config) / "eval", name, config, result), result))
     return found
 
 
@@ -70,12 +70,6 @@ def _compared(other: str, config: DictConfig, data: Data, device: torch.device) 
     if Path(other).is_dir():
         return of_run(Path(other), load_run(other, trust=config.trust), data, config.net, config.image_size, device)
     return of_weights(OmegaConf.merge(config, {"weights": other}), data, device)  # type: ignore[arg-type]
-
-
-def _folder(config: DictConfig) -> Path:
-    if config.out:
-        return Path(config.out).expanduser()
-    return Path(config.run) / "eval" if config.run else Path("eval") / re.sub(r"[^\w.-]+", "_", config.weights)
 
 
 def preview(config: DictConfig) -> Path:

@@ -122,7 +122,8 @@ def test_one_backbone_is_judged_on_other_data_and_from_a_file(finished, tmp_path
     words = ["dataset=folder", f"dataset.path={tmp_path}/warm", "protocol.k=3", "out=results"]
     done = command("eval", f"weights={run}/backbone.safetensors", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    again = json.loads((tmp_path / "results" / "knn-warm.json").read_text())
+    again = json.loads((tmp_path / "results" / "eval" / "knn-warm.json").read_text())
+    assert "<td>knn</td>" in (tmp_path / "results" / "report.html").read_text()
     assert again["weights"] == found[0]["weights"]
     assert again["top1"] == 100.0
     done = command("eval", f"run={run}", "net=student", "protocol=health", f"protocol.compare=[{run}]", cwd=tmp_path)

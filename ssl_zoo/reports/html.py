@@ -73,6 +73,11 @@ def write_report(run: Path) -> Path:
     return write_page(run / "report.html", page(" · ".join(summary["name"].split("_", 2)), "".join(body)))
 
 
+def write_evaluations(folder: Path, title: str) -> Path:
+    """report.html of a folder that holds no run, only what `ssl-zoo eval` found in eval/. Returns the page."""
+    return write_page(folder / "report.html", page(title, evaluation_section(folder)))
+
+
 def table(summary: dict[str, Any], run: Path) -> list[tuple[str, str]]:
     """The six lines that end a run in the terminal."""
     final, base, s = summary["final"], summary["baselines"], summary["seconds"]

@@ -53,7 +53,7 @@ def calibration(found: dict[str, Any]) -> Figure | None:
     top.bar(left[filled], right[filled], width, align="edge", color=MAIN, alpha=0.85, ec="white", lw=0.8, label="accuracy")
     top.plot(mean[filled], right[filled], "o", color=INK, ms=3.5, label="at the mean confidence")
     top.set(title=f"Calibration (ECE {found['ece']:.1f} %)", ylabel="accuracy, %", xlim=(0, 100), ylim=(0, 100))
-    top.legend(frameon=False, fontsize=8.5, loc="upper left")
+    top.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     bottom.bar(left, 100 * count / count.sum(), width, align="edge", color=UNTRAINED, ec="white", lw=0.8)
     bottom.set(xlabel="confidence, %", ylabel="% of images")
     return figure
@@ -80,13 +80,13 @@ def per_class(accuracies: dict[str, float | None]) -> Figure | None:
     ax.set(title="Accuracy by class" + (": best and worst" if cut else ""), xlabel="%", xlim=(0, 105), ylim=(place[-1] + 0.7, -0.7))
     ax.set_xticks(range(0, 101, 20))
     ax.grid(axis="y", visible=False)
-    ax.legend(fontsize=8.5, loc="lower right", edgecolor="none", framealpha=0.9)
+    ax.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
 def few_shot(results: list[dict[str, Any]], whole: tuple[str, float] | None = None) -> Figure | None:
     """Accuracy against labels: mean and standard deviation over draws, and each draw. whole: a protocol with all labels and its top-1."""
-    results = [r for r in results if r.get("top1") is not None]
+    results = sorted((r for r in results if r.get("top1") is not None), key=lambda r: r.get("images", 0))
     if not results:
         return None
     x, mean = np.arange(len(results)), np.array([float(r["top1"]) for r in results])
