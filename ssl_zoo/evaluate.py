@@ -8,7 +8,7 @@ from typing import Any
 
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.frozen import frozen
-from ssl_zoo.evaluation.protocol import labelled_pair
+from ssl_zoo.evaluation.labelled import labelled_pair
 from ssl_zoo.protocols import Evaluation, run_protocol
 from ssl_zoo.reports.summary import commit, finite, versions
 

@@ -24,7 +24,7 @@ from ssl_zoo.data.feed import worker_error
 from ssl_zoo.data.loader import Loader
 from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.distributed import union
-from ssl_zoo.evaluation.protocol import labelled_pair
+from ssl_zoo.evaluation.labelled import labelled_pair
 from ssl_zoo.export import save_backbone
 from ssl_zoo.fingerprint import config_hash
 from ssl_zoo.reports.summary import write_summary

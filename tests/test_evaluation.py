@@ -15,8 +15,8 @@ from ssl_zoo.collapse.health import alignment, effective_rank, feature_std, meas
 from ssl_zoo.data.images import Images
 from ssl_zoo.evaluation.features import extract, raw_pixels
 from ssl_zoo.evaluation.knn import accuracy, knn_classify, nearest
+from ssl_zoo.evaluation.labelled import knn_top1, labelled_pair
 from ssl_zoo.evaluation.linear import fit, linear_probe
-from ssl_zoo.evaluation.protocol import knn_top1, labelled_pair
 
 
 @pytest.mark.parametrize("name", ["knn_k5_T0.07", "knn_k20_T0.07", "knn_k200_T0.1"])

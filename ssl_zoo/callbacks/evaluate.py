@@ -21,8 +21,8 @@ from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.distributed import broadcast_buffers, fold_seed
 from ssl_zoo.evaluation.features import eval_mode, extract, raw_pixels
 from ssl_zoo.evaluation.knn import accuracy
+from ssl_zoo.evaluation.labelled import knn_top1, labelled_pair, linear
 from ssl_zoo.evaluation.pictures import figure_data
-from ssl_zoo.evaluation.protocol import knn_top1, labelled_pair, linear
 
 SAMPLE = 2048  # images in the health numbers
 RAW = 50_000  # images in the bank of raw pixels: 600 MB

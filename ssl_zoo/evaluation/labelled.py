@@ -1,4 +1,4 @@
-"""What is measured on a labelled split: kNN and linear probe with the settings of conf/evaluation."""
+"""kNN and the linear probe on a labelled split, with the settings of conf/evaluation: what a run measures by itself."""
 
 from typing import Any
 
