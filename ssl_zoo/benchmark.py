@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_zoo.cli import command_line, config_dirs
+from ssl_zoo.commands import command_line, config_dirs
 from ssl_zoo.errors import UserError
 from ssl_zoo.fingerprint import changes, config_hash
 from ssl_zoo.multirun import override, wait

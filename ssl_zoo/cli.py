@@ -1,10 +1,7 @@
 """The `ssl-zoo` command. Everything that can be wrong with a command is said here, before torch is imported."""
 
 import errno
-import shlex
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 from ssl_zoo import __version__
 from ssl_zoo.errors import UserError
@@ -19,8 +16,6 @@ VERBS = {
     "benchmark": "many runs and their table: ssl-zoo benchmark suite=NAME|FILE.yaml [seed=0,1,2] [key=value ...]",
     "list": "what there is: ssl-zoo list [methods|backbones|datasets|suites|...]",
 }
-GROUPS = ("method", "backbone", "dataset", "augment", "optimizer", "trainer", "logger", "evaluation", "recipe", "experiment", "protocol")
-LISTED = (*GROUPS, "suite")
 HELP = """ssl-zoo {version} - self-supervised pretraining of vision backbones
 
 usage: ssl-zoo [verb] [key=value ...] [options]
@@ -91,17 +86,9 @@ def run(argv: list[str]) -> int:
         from ssl_zoo.multirun import multirun
 
         return multirun(words, options)
-    handlers: dict[str, Callable[[list[str], dict[str, str]], int]] = {
-        "pretrain": do_pretrain,
-        "eval": do_eval,
-        "resume": do_resume,
-        "preview": do_preview,
-        "shard": do_shard,
-        "report": do_report,
-        "benchmark": do_benchmark,
-        "list": do_list,
-    }
-    return handlers[verb](words, options)
+    from ssl_zoo.commands import HANDLERS
+
+    return HANDLERS[verb](words, options)
 
 
 def split_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -132,6 +119,7 @@ def split_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def help_page() -> str:
+    from ssl_zoo.commands import GROUPS
     from ssl_zoo.config import choice_names
 
     groups = {g: ", ".join(choice_names(g)) for g in GROUPS}
@@ -140,174 +128,6 @@ def help_page() -> str:
         verbs="\n".join(f"  {v:10} {what}" for v, what in VERBS.items()),
         groups="\n".join(f"  {g + '=':12} {names}" for g, names in groups.items() if names),
     ).rstrip()
-
-
-def command_line(words: list[str], options: dict[str, str], verb: str = "") -> str:
-    folder = ["--config-dir", options["config-dir"]] if "config-dir" in options else []
-    return shlex.join(["ssl-zoo", *([verb] if verb else []), *folder, *words])
-
-
-def config_dirs(options: dict[str, str]) -> list[str]:
-    return [options["config-dir"]] if "config-dir" in options else []
-
-
-# ---------------------------------------------------------------------------------------------- verbs
-def do_pretrain(words: list[str], options: dict[str, str]) -> int:
-    from ssl_zoo.config import compose, run_name
-
-    config = compose("train", words, config_dirs(options))
-    if "cfg" in options:
-        return show(config)
-    name = run_name(words, config_dirs(options))
-    from ssl_zoo.train import pretrain
-
-    return finish(pretrain(config, name, [command_line(words, options)]))
-
-
-def do_resume(words: list[str], options: dict[str, str]) -> int:
-    from ssl_zoo.saved import commands_of, load_run
-
-    run, words = take_run(words, "resume")
-    config = load_run(run, words)
-    if "cfg" in options:
-        return show(config)
-    if not (run / "checkpoints" / "last.ckpt").is_file():
-        raise UserError(f"{run}/checkpoints/last.ckpt is missing, so there is nothing to continue: start the run again.")
-    done = finished_epochs(run)
-    if done is not None and config.epochs <= done:
-        raise UserError(f"run={run} has finished its {done} epochs: add epochs={2 * done} to train on, or see {run}/report.html.")
-    commands = [*commands_of(run), *([command_line([f"run={run}", *words], {}, "resume")] if words else [])]
-    from ssl_zoo.train import pretrain
-
-    return finish(pretrain(config, run.resolve().parent.name, commands, resume=run))
-
-
-def do_eval(words: list[str], options: dict[str, str]) -> int:
-    from ssl_zoo.config import compose
-    from ssl_zoo.judging import judged_folder, plan
-
-    if "cfg" in options:
-        return show(compose("eval", words, config_dirs(options)))
-    config, trained, wanted = plan(words, config_dirs(options))
-    from ssl_zoo.reports.html import write_evaluations, write_report
-    from ssl_zoo.reports.results import told
-    from ssl_zoo.verbs import evaluate_all
-
-    found = evaluate_all(config, trained, wanted)
-    print(told([result for _, result in found]))
-    print("\n".join(f"{'written to':14}{file}" for file, _ in found))
-    folder = judged_folder(config)
-    whole = (folder / "summary.json").is_file()
-    print(f"{'report':14}{write_report(folder) if whole else write_evaluations(folder, str(config.run or config.weights))}")
-    return 0
-
-
-def do_preview(words: list[str], options: dict[str, str]) -> int:
-    from ssl_zoo.config import compose
-
-    config = compose("preview", words, config_dirs(options))
-    if "cfg" in options:
-        return show(config)
-    from ssl_zoo.verbs import preview
-
-    print(preview(config))
-    return 0
-
-
-def do_shard(words: list[str], options: dict[str, str]) -> int:
-    from ssl_zoo.config import compose
-    from ssl_zoo.shard import check_shard, dataset_words
-
-    config = compose("shard", dataset_words(words, config_dirs(options)), config_dirs(options))
-    if "cfg" in options:
-        return show(config)
-    check_shard(Path(config.out).expanduser(), config.dataset.get("path"), config.format)
-    from ssl_zoo.verbs import shard
-
-    print(shard(config))
-    return 0
-
-
-def do_report(words: list[str], options: dict[str, str]) -> int:
-    if any(w.startswith("runs=") for w in words):
-        from ssl_zoo.stale import report_words
-
-        return report_words(words)
-    run, words = take_run(words, "report")
-    if words:
-        raise UserError(f"report takes run=... only, or runs=..., not '{words[0]}'.")
-    if finished_epochs(run) is None:
-        raise UserError(f"run={run} has no summary.json: let the run finish first.")
-    from ssl_zoo.reports.html import write_report
-
-    print(write_report(run))
-    return 0
-
-
-def do_benchmark(words: list[str], options: dict[str, str]) -> int:
-    from ssl_zoo.benchmark import benchmark
-
-    return benchmark(words, options)
-
-
-def do_list(words: list[str], options: dict[str, str]) -> int:
-    from ssl_zoo.checks import unknown
-    from ssl_zoo.config import choice_names
-
-    if len(words) > 1:
-        raise UserError(f"list takes one group, not '{' '.join(words)}'.")
-    plural = {(f"{g[:-1]}ies" if g.endswith("y") else f"{g}s"): g for g in LISTED}
-    if words and words[0] not in plural and words[0] not in LISTED:
-        raise unknown("group", words[0], plural)
-    for group in [plural.get(words[0], words[0])] if words else ("method", "backbone", "dataset"):
-        print(f"{group}=")
-        for name, what in choice_names(group, config_dirs(options)).items():
-            print(f"  {name:14} {what}")
-    return 0
-
-
-# ---------------------------------------------------------------------------------------------- helpers
-def show(config: object) -> int:
-    from omegaconf import OmegaConf
-
-    print(OmegaConf.to_yaml(config), end="")
-    return 0
-
-
-def take_run(words: list[str], verb: str) -> tuple[Path, list[str]]:
-    """The folder of run=... and the other words."""
-    runs = [w.partition("=")[2] for w in words if w.startswith("run=")]
-    if len(runs) != 1 or not runs[0]:
-        raise UserError(f"{verb} needs one run folder: ssl-zoo {verb} run=runs/<name>/<time>.")
-    if not Path(runs[0]).is_dir():
-        raise UserError(f"run={runs[0]} is not a folder.")
-    return Path(runs[0]), [w for w in words if not w.startswith("run=")]
-
-
-def finished_epochs(run: Path) -> int | None:
-    """How many epochs a finished run trained for; None for a run without summary.json."""
-    import json
-
-    file = run / "summary.json"
-    try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["epochs"]) if file.is_file() else None
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{file} cannot be read: delete it and run ssl-zoo resume run={run} to have it written anew.") from e
-
-
-def finish(summary: dict) -> int:
-    """Draw the report and print the six-line table; on ranks above 0 there is nothing to print."""
-    if not summary:
-        return 0
-    from ssl_zoo.reports.html import table, write_report
-
-    run = Path(summary["run"])
-    write_report(run)
-    for key, value in table(summary, run):
-        print(f"{key:14}{value}")
-    if summary.get("sync"):
-        print(f"upload with: {summary['sync']}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from ssl_zoo.cli import command_line, config_dirs, show
+from ssl_zoo.commands import command_line, config_dirs, show
 from ssl_zoo.config import compose, expand, run_name
 from ssl_zoo.errors import UserError
 
