@@ -129,10 +129,17 @@ def _jobs(plan: Plan, protocols: list[str], options: dict[str, str]) -> Any:
 
 
 def _stale(plans: list[Plan], root: Path) -> dict[Path, dict[str, tuple[Any, Any]]]:
-    """Runs below `root` that the suite would train by another config, or no longer has."""
+    """Runs below `root` that the suite would train by another config; also those of seeds that were not chosen this time."""
+    from ssl_zoo.reports.collect import read_config
+
     found = {folder: keys for plan in plans for folder, keys in plan.stale.items()}
-    wanted = {plan.folder for plan in plans} | set(found)
-    for file in root.rglob("config.yaml"):
-        if file.parent not in wanted:
-            found[file.parent] = {"the suite": ("held this run", "no longer does")}
+    cells = {plan.cell.name: plan.cell for plan in plans}
+    for folder in {file.parent for file in root.rglob("config.yaml")} - {plan.folder for plan in plans} - set(found):
+        if folder.parent.name in cells:
+            try:
+                saved = read_config(folder)
+            except ValueError:  # the report says so
+                continue
+            keys = changes(saved, {**cells[folder.parent.name].config, "seed": saved.get("seed")})
+            found |= {folder: keys} if keys else {}
     return found

@@ -52,21 +52,28 @@ def do_resume(words: list[str], options: dict[str, str]) -> int:
 
 def do_eval(words: list[str], options: dict[str, str]) -> int:
     from ssl_zoo.config import compose
-    from ssl_zoo.judging import judged_folder, plan
+    from ssl_zoo.judging import judged_folder, plan, variant
 
     if "cfg" in options:
         return show(compose("eval", words, config_dirs(options)))
     config, trained, wanted = plan(words, config_dirs(options))
+    name = variant(config, words, config_dirs(options))
+    from ssl_zoo.evaluate import evaluate_all
     from ssl_zoo.reports.html import write_evaluations, write_report
     from ssl_zoo.reports.results import told
-    from ssl_zoo.verbs import evaluate_all
 
-    found = evaluate_all(config, trained, wanted)
-    print(told([result for _, result in found]))
-    print("\n".join(f"{'written to':14}{file}" for file, _ in found))
-    folder = judged_folder(config)
-    whole = (folder / "summary.json").is_file()
-    print(f"{'report':14}{write_report(folder) if whole else write_evaluations(folder, str(config.run or config.weights))}")
+    found = []
+    try:
+        for judgement in evaluate_all(config, trained, wanted, name):
+            found.append(judgement)
+    finally:  # what was judged before an error is shown all the same
+        if found:
+            print(told([result for _, result in found]))
+            print("\n".join(f"{'written to':14}{file}" for file, _ in found))
+            folder = judged_folder(config)
+            whole = (folder / "summary.json").is_file()
+            page = write_report(folder) if whole else write_evaluations(folder, str(config.run or config.weights))
+            print(f"{'report':14}{page}")
     return 0
 
 

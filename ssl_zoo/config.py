@@ -115,6 +115,9 @@ def compose(name: str, overrides: list[str], config_dirs: Iterable[str] = ()) ->
             raise UserError(" ".join(str(e).split("\n")[0].split())) from e
     check_complete(resolved)
     check_packages(plain(resolved))
+    for key in ("run", "out", "weights", "file"):  # a name of digits alone is a name too
+        if isinstance(resolved.get(key), (int, float)):
+            resolved[key] = str(resolved[key])
     for group in ("dataset", "data"):  # so that the saved config means the same in another folder
         for key in ("path", "cache"):
             place = resolved[group].get(key) if group in resolved else None
@@ -143,8 +146,9 @@ def _compose(name: str, overrides: list[Override], loader: ConfigLoader) -> Dict
         key, is_new = o.key_or_group, o.is_add() or o.is_force_add()
         if not is_new and not o.is_delete() and not is_known(known, key):
             raise unknown("key", key, [*all_keys(known), *choices], listed=False)
-        free = not is_new and not o.is_delete() and OmegaConf.select(reference, key) is None
-        final.append(f"++{o.input_line}" if free and _parent_is_free(known, key) else str(o.input_line))
+        now = None if is_new or o.is_delete() else OmegaConf.select(reference, key)
+        into = not is_new and not o.is_delete() and (now == {} or (now is None and _parent_is_free(known, key)))
+        final.append(f"++{o.input_line}" if into else str(o.input_line))
     config = hydra.compose(name, [*lines, *final])
     kept = [g for g in chosen - set(NAMES_A_RECIPE) if g in config]
     if kept and "~recipe" in untuned:  # a group named on the command line is not retuned by the recipe

@@ -3,14 +3,83 @@
 import json
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ssl_zoo.build import Data, build_data
+from ssl_zoo.config import plain
+from ssl_zoo.data.decode import cache_dir
+from ssl_zoo.data.images import Images
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.frozen import frozen
 from ssl_zoo.evaluation.labelled import labelled_pair
+from ssl_zoo.judging import dataset_name, judged_folder
 from ssl_zoo.protocols import Evaluation, run_protocol
 from ssl_zoo.reports.summary import commit, finite, versions
+from ssl_zoo.saved import load_run
+from ssl_zoo.subject import Judged, of_run, of_weights
+
+Judgement = tuple[Path, dict[str, Any]]
+
+
+def pick_device(name: str) -> torch.device:
+    if name != "auto":
+        try:
+            torch.empty(1, device=name)
+        except (RuntimeError, AssertionError) as e:
+            raise UserError(f"device={name} cannot be used here ({str(e).splitlines()[0]}): choose auto or cpu.") from e
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def evaluate_all(config: DictConfig, trained: DictConfig | None, wanted: dict[str, DictConfig], variant: str) -> Iterator[Judgement]:
+    """`ssl-zoo eval`: judge one backbone on every data set of `wanted`. Gives the file that was written and what is in it, one by one.
+    variant: sets the names of files apart where a setting is not the usual one.
+    """
+    device = pick_device(config.device)
+    for number, (name, asked) in enumerate(wanted.items()):
+        data = _data_for(asked, trained)
+        judged = (
+            of_run(Path(config.run), trained, data, config.net, config.image_size, device) if trained else of_weights(config, data, device)
+        )
+        for note in judged.notes if not number else ():
+            print(note)
+        cache = cache_dir(config.data.cache) / "features" if config.features.cache else None
+        taps = {k: v for k, v in plain(config.features).items() if k != "cache"}
+        e = Evaluation(judged, data, plain(config.protocol), taps, config.seed, device, config.batch_size, cache, said=_said)
+        for other in e.options.get("compare", []):
+            e.others[other] = _compared(other, config, data, device)
+        about = {"dataset": name or dataset_name(trained), "epochs": trained.epochs if trained else None}  # type: ignore[arg-type]
+        result = evaluate(e, {**judged.about, **about})
+        yield save_result(judged_folder(config) / "eval", name, config, variant, result), result
+
+
+def _said(epoch: int, epochs: int, top1: float) -> None:
+    if epoch % max(1, epochs // 10) == 0 and epoch < epochs:
+        print(f"epoch {epoch}/{epochs}  top-1 {top1:.1f} %", flush=True)
+
+
+def _data_for(asked: DictConfig, trained: DictConfig | None) -> Data:
+    """The data set of the command, else the run's own, decoded and cached as the command says."""
+    if "dataset" in asked or trained is None:
+        return build_data(asked)
+    for key, usual in (("subset", None), ("cache", None), ("decoded", "auto")):
+        if asked.data[key] != usual:
+            trained.data[key] = asked.data[key]
+            if key in trained.dataset:
+                trained.dataset[key] = asked.data[key]
+    return build_data(trained)
+
+
+def _compared(other: str, config: DictConfig, data: Data, device: torch.device) -> Judged:
+    """A run folder or a file of weights that the judged one is compared with."""
+    if Path(other).is_dir():
+        return of_run(Path(other), load_run(other, trust=config.trust), data, config.net, config.image_size, device)
+    return of_weights(OmegaConf.merge(config, {"weights": other}), data, device)  # type: ignore[arg-type]
 
 
 def evaluate(e: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
@@ -26,20 +95,16 @@ def evaluate(e: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
     with frozen(e.subject.backbone) as e.weights:
         told = run_protocol(e)
     seconds = time.perf_counter() - start
+    features = {"net": about.get("net", "auto"), **told.pop("tap", e.taps), "image_size": e.subject.image_size}
     return finite(
         {
             "protocol": name,
             "settings": {k: v for k, v in e.options.items() if k != "name"},
             **{k: v for k, v in about.items() if k != "net"},
-            "train_images": len(e.data.train),
-            "test_images": len(e.data.test),
+            "train_images": _counted(e.data.train),
+            "test_images": _counted(e.data.test),
             "classes": e.classes,
-            "features": {
-                "net": about.get("net", "auto"),
-                **e.taps,
-                "image_size": e.subject.image_size,
-                **({"dim": e.dim} if e.dim else {}),
-            },
+            "features": features | ({"dim": e.dim} if e.dim else {}),
             "weights": e.weights,
             "seed": e.seed,
             **told,
@@ -50,15 +115,21 @@ def evaluate(e: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def save_result(folder: Path, dataset: str, config: Any, result: dict[str, Any]) -> Path:
-    """Write <protocol>[-<data set>][-<features>].json into `folder`; the name tells apart what is not the run's own default."""
+def _counted(images: Images) -> int:
+    """Images with a label that can be read; all of them where there are no labels."""
+    return len(images) if images.labels is None else len(images.labelled)
+
+
+def save_result(folder: Path, dataset: str, config: DictConfig, variant: str, result: dict[str, Any]) -> Path:
+    """Write <protocol>[-<data set>][-<features>][-<variant>].json into `folder`; the name tells apart what is not the usual."""
     f = config.features
     tapped = [config.net] if config.net != "auto" else []
     tapped += [f.layer] if f.layer else [f"{f.pool}{f.blocks}"] if f.blocks > 1 or f.pool != "auto" else []
-    name = "-".join([result["protocol"], *([dataset] if dataset else []), *tapped])
+    name = "-".join([result["protocol"], *([dataset] if dataset else []), *tapped, *([variant] if variant else [])])
     file = folder / (re.sub(r"[^\w.-]+", "_", name) + ".json")
     folder.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    lines = (f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in result.items())  # a large confusion matrix is one line
+    part.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     part.replace(file)
     return file

@@ -1,14 +1,19 @@
 """What a command of `ssl-zoo eval` asks for, checked before torch is imported."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
-from ssl_zoo.config import compose
+from ssl_zoo.config import compose, plain
 from ssl_zoo.errors import UserError
 from ssl_zoo.saved import load_run
 from ssl_zoo.shard import words_for
+
+PROTOCOLS = ("knn", "linear", "few_shot", "finetune", "retrieval", "health")
+NAMED = ("timm/", "torchvision/")
 
 
 def plan(words: list[str], config_dirs: list[str]) -> tuple[DictConfig, DictConfig | None, dict[str, DictConfig]]:
@@ -16,16 +21,27 @@ def plan(words: list[str], config_dirs: list[str]) -> tuple[DictConfig, DictConf
     "" is the run's own.
     """
     config = compose("eval", words, config_dirs)
+    for key in ("run", "weights"):
+        if config[key] is not None and not str(config[key]).startswith(NAMED):
+            config[key] = str(Path(config[key]).expanduser())
+    _check_protocol(config)
     if (config.run is None) == (config.weights is None):
         raise UserError("eval judges a run or weights from elsewhere: give run=runs/... or weights=... (a file, timm/<model>, ...).")
     if "dataset" in config and config.transfer:
         raise UserError("dataset=... and transfer=[...] exclude each other: put all data sets into transfer.")
     trained = _trained(config) if config.run is not None else None
+    if trained is not None and "backbone" in config:
+        raise UserError("backbone=... goes with weights=...; a run says what its backbone is.")
     if config.weights is not None:
-        if not str(config.weights).startswith(("timm/", "torchvision/")) and not Path(config.weights).expanduser().is_file():
+        if not config.weights.startswith(NAMED) and not Path(config.weights).is_file():
             raise UserError(f"weights={config.weights} is neither a file nor a name like timm/resnet50 or torchvision/resnet50.")
         if "dataset" not in config and not config.transfer:
             raise UserError("weights from elsewhere need a data set to be judged on: add dataset=... or transfer=[...].")
+    place = judged_folder(config) / "eval"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"The folder {place} cannot be made ({e.strerror}): choose another with out=...") from e
     if config.transfer:
         others = [w for w in words if not w.startswith("transfer=")]
         wanted: dict[str, DictConfig] = {}
@@ -35,6 +51,31 @@ def plan(words: list[str], config_dirs: list[str]) -> tuple[DictConfig, DictConf
             wanted[name if name not in wanted else f"{name}-{len(wanted) + 1}"] = asked
         return config, trained, wanted
     return config, trained, {dataset_name(config): config}
+
+
+def _check_protocol(config: DictConfig) -> None:
+    """What no single value shows: fields that do not go together."""
+    p = config.protocol
+    if p.name not in PROTOCOLS and not p.name.startswith("linear_"):
+        raise UserError(f"protocol.name={p.name} is none that there is: {', '.join(PROTOCOLS)} or a name that starts with linear_.")
+    f = config.features
+    if (p.name == "finetune" or p.get("features")) and (f.layer or f.blocks > 1 or f.pool != "auto"):
+        raise UserError(f"protocol={p.name} takes features of its own: leave features.layer, features.blocks and features.pool alone.")
+    if p.get("nesterov") and not p.momentum:
+        raise UserError("protocol.nesterov=true needs a momentum: set protocol.momentum above 0, or protocol.nesterov=false.")
+    several = isinstance(p.get("labels"), ListConfig)
+    if (p.name == "few_shot" and p.labels is None) or (p.name == "finetune" and several):
+        wanted = "one amount of labels, or null for all" if several else "an amount of labels, or a list of them"
+        raise UserError(f"protocol.labels={p.labels} does not work: {p.name} takes {wanted}.")
+
+
+def variant(config: DictConfig, words: list[str], config_dirs: list[str]) -> str:
+    """A few letters for everything that is not as the protocol's own file has it; none where all is."""
+    chosen = [w for w in words if w.startswith("protocol=")]
+    usual = compose("eval", chosen, config_dirs)
+    keys = ("protocol", "seed", "image_size")
+    mine, own = ({k: plain(c)[k] for k in keys} | {"subset": c.data.subset} for c in (config, usual))
+    return "" if mine == own else hashlib.blake2b(json.dumps(mine, sort_keys=True).encode(), digest_size=3).hexdigest()
 
 
 def _trained(config: DictConfig) -> DictConfig:
@@ -51,7 +92,7 @@ def dataset_name(config: DictConfig) -> str:
     if "dataset" not in config:
         return ""
     path = config.dataset.get("path")
-    return Path(path).name if path and "name" not in config.dataset else str(config.dataset.get("name", "shapes")).lower()
+    return (Path(path).name or "data") if path and "name" not in config.dataset else str(config.dataset.get("name", "shapes")).lower()
 
 
 def judged_folder(config: DictConfig) -> Path:

@@ -15,15 +15,16 @@ from ssl_zoo.collapse.representation import cka_matrix, representation_health
 from ssl_zoo.data.images import Images, spread
 from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.distributed import fold_seed
-from ssl_zoo.evaluation.feature_cache import cached, data_hash, weights_hash
-from ssl_zoo.evaluation.features import dtype_of, extract
+from ssl_zoo.errors import UserError
+from ssl_zoo.evaluation.feature_cache import behaviour, cached, data_hash, weights_hash
+from ssl_zoo.evaluation.features import Subject, dtype_of, features_of
 from ssl_zoo.evaluation.few_shot import few_shot
 from ssl_zoo.evaluation.finetune import finetune
 from ssl_zoo.evaluation.knn import knn_sweep
 from ssl_zoo.evaluation.linear import choose_and_fit
 from ssl_zoo.evaluation.retrieval import retrieval
 from ssl_zoo.evaluation.scores import judge, wilson
-from ssl_zoo.evaluation.sgd import Subject, Trained, crop_and_flip, linear_sgd
+from ssl_zoo.evaluation.sgd import Trained, crop_and_flip, linear_sgd
 from ssl_zoo.nn.taps import Tap
 from ssl_zoo.nn.vit import is_vit
 
@@ -34,7 +35,7 @@ VIEWED = 512  # of them with two views
 @dataclass
 class Evaluation:
     """A subject before a data set. options: conf/protocol. taps: conf/eval's features. cache: where features are kept; None for nowhere.
-    others: what it is compared with.
+    others: what it is compared with. said: is told the epoch, of how many, and top-1 after it.
     """
 
     subject: Subject
@@ -49,6 +50,7 @@ class Evaluation:
     extracting: float = 0.0
     dim: int = 0
     others: dict[str, Subject] = field(default_factory=dict)
+    said: Callable[[int, int, float], None] = lambda epoch, epochs, top1: None
 
     def features(self, images: Images, subject: Subject | None = None, weights: str | None = None) -> Tensor:
         """Features [N, D] of all of `images`, from the cache where they are there."""
@@ -56,12 +58,13 @@ class Evaluation:
         tap = self.tap(s)
 
         def compute() -> Tensor:
-            return extract(tap, images.pixels, images.image_size, s.mean, s.std, self.device, self.batch_size, s.image_size)
+            return features_of(s, tap, images, self.device, self.batch_size)
 
         if self.cache is None:
             found = compute()
         else:
-            key = f"{weights or self.weights} {data_hash(images)} {s.image_size} {s.mean} {s.std} {self.taps}"
+            does = behaviour(tap, s.image_size, self.device)
+            key = f"{weights or self.weights} {does} {data_hash(images)} {s.image_size} {s.mean} {s.std} {self.taps}"
             found = cached(self.cache, key, compute, lambda: not (isinstance(images.pixels, OnDemand) and images.pixels.unreadable))
         self.extracting += time.perf_counter() - start
         self.dim = found.shape[1]
@@ -102,13 +105,12 @@ def _linear(e: Evaluation) -> Told:
 
 
 def _linear_sgd(e: Evaluation) -> Told:
-    options = dict(e.options)
-    vit = is_vit(e.subject.backbone)
-    if vit and options["base_lr_vit"] is not None:
-        options["base_lr"] = options["base_lr_vit"]
+    options, vit = dict(e.options), is_vit(e.subject.backbone)
+    if options["base_lr"] == "auto":  # MoCo v3
+        options["base_lr"] = 3.0 if vit else 0.1
     taps = [Tap(e.subject.backbone, **t) for t in _paper_taps(options["features"], e.subject.backbone, vit)] or [e.tap(e.subject)]
-    test = _judgeable(e.data.test)
-    return _trained(e, test, linear_sgd(e.subject, taps, e.data.train.only_labelled(), test, options, e.seed, e.device))
+    train, test = e.data.train.only_labelled(), e.data.test.only_labelled()
+    return _trained(e, linear_sgd(e.subject, taps, train, test, options, e.seed, e.device, e.batch_size, e.said))
 
 
 def _paper_taps(kind: str | None, backbone: torch.nn.Module, vit: bool) -> list[dict[str, Any]]:
@@ -121,28 +123,30 @@ def _paper_taps(kind: str | None, backbone: torch.nn.Module, vit: bool) -> list[
 
 
 def _finetune(e: Evaluation) -> Told:
-    test = _judgeable(e.data.test)
-    return _trained(e, test, finetune(e.subject, e.data.train.only_labelled(), test, e.options, e.seed, e.device))
+    train, test = e.data.train.only_labelled(), e.data.test.only_labelled()
+    return _trained(e, finetune(e.subject, train, test, e.options, e.seed, e.device, e.batch_size, e.said))
 
 
-def _trained(e: Evaluation, test: Images, found: Trained) -> Told:
-    told = judge(found.scores, test.labels, e.classes, found.scores.float().softmax(1))  # type: ignore[arg-type]
+def _trained(e: Evaluation, found: Trained) -> Told:
+    if not torch.isfinite(found.scores).all():
+        raise UserError(f"{e.options['name']} has diverged: lower protocol.base_lr={e.options['base_lr']}.")
+    told = judge(found.scores, found.labels, e.classes, found.scores.float().softmax(1))
     return {**told, **found.summary}
 
 
 def _few_shot(e: Evaluation) -> Told:
     (train, labels), (test, wanted) = e.known(e.data.train), e.known(e.data.test)
     o = e.options
-    results = few_shot(train, labels, test, wanted, len(e.classes), o["labels"], o["draws"], o["l2"], o["max_iter"], e.seed)
-    return {"top1": results[0]["top1"], "top1_interval": results[0]["interval"], "results": results}
+    amounts = _several(o["labels"])
+    return {"results": few_shot(train, labels, test, wanted, len(e.classes), amounts, o["draws"], o["l2"], o["max_iter"], e.seed)}
 
 
 def _retrieval(e: Evaluation) -> Told:
     queries, labels = e.known(e.data.test)
     gallery = e.known(e.data.train) if e.options["gallery"] == "train" else (None, None)
     found = retrieval(queries, labels, *gallery, _several(e.options["k"]))
-    first = found[f"recall_at_{_several(e.options['k'])[0]}"]
-    return {**found, "top1": first, "top1_interval": wilson(first, max(1, int(found["queries"])))}
+    first = found.get("recall_at_1")
+    return found if first is None else {**found, "top1": first, "top1_interval": wilson(first, int(found["queries"]))}
 
 
 def _health(e: Evaluation) -> Told:
@@ -153,7 +157,8 @@ def _health(e: Evaluation) -> Told:
     some = images.take(spread(len(images), min(VIEWED, len(images)))).pixels[:].to(e.device)
     augment = FusedEngine([crop_and_flip(s.image_size)] * 2, s.mean, s.std)
     with torch.no_grad():
-        h1, h2 = (e.tap(s)(x.to(dtype_of(s.backbone))).float() for x in augment(some, fold_seed("health", e.seed)))
+        views, tap = augment(some, fold_seed("health", e.seed)), e.tap(s)
+        h1, h2 = (torch.cat([tap(x.to(dtype_of(s.backbone))).float() for x in v.split(e.batch_size)]) for v in views)
     told = representation_health(features[spread(len(features), min(SAMPLE, len(features)))], h1, h2)
     found = {"this": features, **{name: e.features(images, other, weights_hash(other.backbone)) for name, other in e.others.items()}}
     return {**told, "images": len(images), **({"cka": cka_matrix(found)} if e.others else {})}
@@ -161,11 +166,6 @@ def _health(e: Evaluation) -> Told:
 
 def _several(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _judgeable(images: Images) -> Images:
-    """The labelled images, without those that are known to be unreadable."""
-    return images if len(images.labelled) == len(images) else images.take(images.labelled)
 
 
 PROTOCOLS: dict[str, Callable[[Evaluation], Told]] = {

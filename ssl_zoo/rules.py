@@ -1,5 +1,6 @@
 """What values the keys of a config take."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +128,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "net": (_one_of("auto", "student", "teacher"), "auto, student or teacher"),
     "image_size": (_or(_one_of(None), _number(8, whole=True)), "null or a whole number of at least 8"),
     "transfer": (_listed(lambda v: isinstance(v, str)), "a list of data sets"),
+    "features.layer": (lambda v: v is None or isinstance(v, str), "null or the name of a layer"),
+    "device": (lambda v: isinstance(v, str) and bool(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", v)), "auto, cpu, mps, cuda or cuda:N"),
     "features.blocks": POSITIVE,
     "features.pool": (_one_of("auto", "cls", "mean", "cls_mean"), "auto, cls, mean or cls_mean"),
     "features.cache": (_one_of(True, False), "true or false"),
@@ -134,8 +137,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "protocol.temperature": (_some(_number(0.002)), "a number of at least 0.002, or a list of them"),
     "protocol.l2": (_listed(_number(0), 1), "a list of at least one number of at least 0"),
     "protocol.max_iter": POSITIVE,
-    "protocol.base_lr": (_some(_number(0)), "a number of at least 0, or a list of them"),
-    "protocol.base_lr_vit": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
+    "protocol.base_lr": (_or(_one_of("auto"), _some(_number(0))), "auto, a number of at least 0, or a list of them"),
     "protocol.batch_size": (_number(2, whole=True), "a whole number of at least 2"),
     "protocol.epochs": POSITIVE,
     "protocol.optimizer": (_one_of("sgd", "lars"), "sgd or lars"),

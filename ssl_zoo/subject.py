@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from ssl_zoo.build import Data, build
 from ssl_zoo.errors import UserError
-from ssl_zoo.evaluation.sgd import Subject
+from ssl_zoo.evaluation.features import Subject
 from ssl_zoo.export import load_backbone
-from ssl_zoo.nn.backbones import create
+from ssl_zoo.nn.backbones import create, try_size
 from ssl_zoo.nn.named_weights import named_weights
 from ssl_zoo.nn.weights import load_weights
 
@@ -31,21 +31,24 @@ class Judged(Subject):
 def of_run(run: Path, trained: DictConfig, data: Data, net: str, image_size: int | None, device: torch.device) -> Judged:
     """The backbone of a finished run; the student or the teacher of its last checkpoint where `net` says so."""
     known = _about(run / "backbone.safetensors")
-    size = image_size or known.get("image_size") or data.train.image_size
-    backbone = build(trained, "backbone", image_size=size)
+    size = known.get("image_size") or data.train.image_size
+    backbone = build(trained, "backbone", image_size=size)  # whose stem and patches are for the size that it was trained with
     notes: tuple[str, ...] = ()
     if net == "auto":
         load_backbone(backbone, run / "backbone.safetensors")
     else:
         notes = tuple(load_weights(backbone, run / "checkpoints" / "last.ckpt", net).lines())
     mean, std = tuple(known.get("mean") or data.mean), tuple(known.get("std") or data.std)
+    if image_size:
+        size = image_size
+        try_size(backbone, "This run's backbone", size, "choose another image_size")
     return Judged(backbone.to(device), size, mean, std, {"source": str(run), "net": net}, notes)
 
 
 def of_weights(config: DictConfig, data: Data, device: torch.device) -> Judged:
     """Weights from elsewhere: timm/<model>, torchvision/<model>, a backbone.safetensors of ssl_zoo, or a file of another project."""
     named = config.weights.startswith(("timm/", "torchvision/"))
-    state: Any = Path(config.weights).expanduser()
+    state: Any = Path(config.weights)
     known = {} if named else _about(state)
     name, (mean, std), size = None, IMAGENET, None
     if named:
@@ -64,7 +67,12 @@ def of_weights(config: DictConfig, data: Data, device: torch.device) -> Judged:
     else:
         raise UserError(f"weights={config.weights} do not say what they are of: add backbone=... (ssl-zoo list backbones).")
     report = load_weights(backbone, state, config.net)
-    return Judged(backbone.to(device), size, mean, std, {"source": config.weights, "net": config.net}, tuple(report.lines()))
+    told = (*report.lines(), f"images   {size} px, normalised by mean {_three(mean)} and deviation {_three(std)}")
+    return Judged(backbone.to(device), size, mean, std, {"source": config.weights, "net": config.net}, told)
+
+
+def _three(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{v:.3f}" for v in values)
 
 
 def _about(file: Path) -> dict[str, Any]:

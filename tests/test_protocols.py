@@ -3,29 +3,33 @@
 import numpy as np
 import pytest
 import torch
-from conftest import needs
+from conftest import Bytes, needs, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from ssl_zoo.build import Data
+from ssl_zoo.config import compose
 from ssl_zoo.data.images import Images
+from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.data.parquet import Parquet
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluate import evaluate
 from ssl_zoo.evaluation import feature_cache, knn
 from ssl_zoo.evaluation.amounts import amount
-from ssl_zoo.evaluation.features import extract
+from ssl_zoo.evaluation.features import Subject, extract
 from ssl_zoo.evaluation.few_shot import draw, few_shot
 from ssl_zoo.evaluation.finetune import Classifier, _groups, finetune
 from ssl_zoo.evaluation.frozen import frozen
 from ssl_zoo.evaluation.linear import choose_and_fit, fit
 from ssl_zoo.evaluation.retrieval import retrieval
 from ssl_zoo.evaluation.scores import calibration, judge, mean_and_interval, wilson
-from ssl_zoo.evaluation.sgd import Subject, linear_sgd, rate
+from ssl_zoo.evaluation.sgd import linear_sgd, rate
+from ssl_zoo.judging import plan, variant
 from ssl_zoo.nn.backbones import create, tiny
 from ssl_zoo.nn.taps import Tap, pick, tokens
 from ssl_zoo.protocols import Evaluation
@@ -94,8 +98,9 @@ def test_intervals_are_the_published_ones():
     assert wilson(80.0, 10) == pytest.approx([49.02, 94.33], abs=0.01)
     assert wilson(100.0, 20)[1] == 100.0
     assert wilson(0.0, 20) == pytest.approx([0.0, 16.11], abs=0.01)
-    told = mean_and_interval([1.0, 2.0, 3.0])
-    assert told == {"top1": 2.0, "std": pytest.approx(1.0), "interval": pytest.approx([2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5])}
+    told = mean_and_interval([51.0, 52.0, 53.0])
+    assert told == {"top1": 52.0, "std": pytest.approx(1.0), "interval": pytest.approx([52 - 4.303 / 3**0.5, 52 + 4.303 / 3**0.5])}
+    assert mean_and_interval([1.0, 2.0, 0.0])["interval"][0] == 0.0
     assert mean_and_interval([4.0]) == {"top1": 4.0, "std": None, "interval": None}
 
 
@@ -164,7 +169,8 @@ def test_retrieval_is_that_of_brute_force(itself, chunk):
 def test_a_class_of_one_image_is_no_query():
     q, labels = torch.eye(3), torch.tensor([0, 0, 1])
     assert retrieval(q, labels, None, None, [1])["queries"] == 2
-    assert retrieval(q, torch.arange(3), None, None, [1]) == {"recall_at_1": 0.0, "map": 0.0, "map_at_r": 0.0, "queries": 0}
+    with pytest.raises(UserError, match="No test image has another"):
+        retrieval(q, torch.arange(3), None, None, [1])
 
 
 # ---------------------------------------------------------------------------------------------- few labels
@@ -224,12 +230,13 @@ class Leaky(nn.Module):
         return x.mean((2, 3))
 
 
+TAPS = {"layer": None, "blocks": 1, "pool": "auto"}
 OPTIONS = {
     "knn": {"k": [5, 1], "temperature": [0.07]},
     "linear": {"l2": [0.01, 0.1], "max_iter": 20},
     "few_shot": {"labels": [1, "50 %"], "draws": 2, "l2": [0.01], "max_iter": 20},
     "retrieval": {"k": [1, 5], "gallery": "train"},
-    "linear_mocov2": {"base_lr": 3.0, "base_lr_vit": None, "scale_lr": False, "batch_size": 16, "epochs": 2, "optimizer": "sgd",
+    "linear_mocov2": {"base_lr": 3.0, "scale_lr": False, "batch_size": 16, "epochs": 2, "optimizer": "sgd",
                       "momentum": 0.9, "nesterov": False, "weight_decay": 0.0, "schedule": "steps", "milestones": [0.5], "features": None},
 }  # fmt: skip
 
@@ -237,8 +244,11 @@ OPTIONS = {
 def evaluation(name, backbone, cache=None):
     data = Data(coloured(60), coloured(30, seed=1), (0.4,) * 3, (0.25,) * 3)
     judged = Subject(backbone, 16, data.mean, data.std)
-    taps = {"layer": None, "blocks": 1, "pool": "auto"}
-    return Evaluation(judged, data, {"name": name, **OPTIONS[name]}, taps, 0, CPU, cache=cache)
+    return Evaluation(judged, data, {"name": name, **OPTIONS[name]}, TAPS, 0, CPU, cache=cache)
+
+
+def top1(result):
+    return result["top1"] if "top1" in result else result["results"][-1]["top1"]
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -249,13 +259,13 @@ def test_a_frozen_protocol_leaves_the_backbone_bit_for_bit(name):
     assert all(torch.equal(v, before[k]) for k, v in e.subject.backbone.state_dict().items())
     assert all(p.requires_grad for p in e.subject.backbone.parameters())
     assert e.subject.backbone.training
-    assert result["top1"] > 60  # of three colours
+    assert top1(result) > 60  # of three colours
     assert result["weights"] == feature_cache.weights_hash(e.subject.backbone)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_leak_into_the_backbone_is_caught(name):
-    assert evaluate(evaluation(name, Leaky(leaks=False)), {})["top1"] > 60
+    assert top1(evaluate(evaluation(name, Leaky(leaks=False)), {})) > 60
     with pytest.raises(RuntimeError, match="changed the backbone"):
         evaluate(evaluation(name, Leaky(leaks=True)), {})
 
@@ -399,7 +409,7 @@ def test_the_grid_of_tokens_takes_one_forward_a_step(monkeypatch):
     calls = []
     monkeypatch.setattr(net, "forward_intermediates", lambda *a, f=net.forward_intermediates, **k: calls.append(k["indices"]) or f(*a, **k))
     found = linear_sgd(s, taps, coloured(40), coloured(20, seed=1), options, 0, CPU)
-    assert found.chosen["blocks"] in (1, 4)
+    assert found.chosen["tap"]["blocks"] in (1, 4)
     assert len(calls) == 2 + 2 * len(taps)  # two steps; test and held-out features of each tap
 
 
@@ -472,3 +482,109 @@ def test_real_features_are_judged_as_scikit_learn_judges_them():
     theirs_top1 = 100 * logistic.score(((q - x.mean(0)) / scale).double().numpy(), test.labels.numpy())
     assert knn.accuracy(probe(q), test.labels) == pytest.approx(theirs_top1, abs=0.1)
     np.testing.assert_allclose((probe.weight - probe.weight.mean(1, keepdim=True)).T.numpy(), logistic.coef_, atol=0.01)
+
+
+# ---------------------------------------------------------------------------------------------- what goes wrong
+def test_features_that_are_no_numbers_are_told():
+    for name in ("knn", "linear", "linear_mocov2", "retrieval"):
+        e = evaluation(name, tiny(image_size=16))
+        e.subject.backbone.bn1.running_var[0] = -1.0
+        with pytest.raises(UserError, match=r"(30 of 30|60 of 60) images get"):
+            evaluate(e, {})
+    e = evaluation("linear_mocov2", tiny(image_size=16))
+    e.options["base_lr"] = 3e38
+    with pytest.raises(UserError, match=r"has diverged: lower protocol\.base_lr"):
+        evaluate(e, {})
+
+
+def test_networks_of_equal_weights_do_not_share_features():
+    torch.manual_seed(0)
+    a = create("vit_tiny_patch16_224", image_size=16, kwargs={"depth": 2})
+    b = create("vit_tiny_patch16_224", image_size=16, kwargs={"depth": 2, "global_pool": "avg", "fc_norm": False})
+    b.load_state_dict(a.state_dict())
+    assert feature_cache.behaviour(a, 16, CPU) == feature_cache.behaviour(a, 16, CPU) != feature_cache.behaviour(b, 16, CPU)
+    net = Leaky(leaks=False)
+    net.register_buffer("hidden", torch.zeros(2), persistent=False)
+    before = feature_cache.weights_hash(net)
+    net.hidden += 1
+    assert feature_cache.weights_hash(net) != before
+
+
+def test_a_tap_knows_where_channels_and_class_tokens_are():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 64, 64)
+    net = create("convnext_tiny", image_size=64, stem="model").eval()
+    assert Tap(net, layer="stages.0.blocks.0.mlp")(x).shape == (2, 96)  # channels come last inside a block
+    assert Tap(net, layer="stages.0")(x).shape == (2, 96)
+    vit = create("vit_tiny_patch16_224", image_size=64, kwargs={"depth": 2}).eval()
+    patches = vit.patch_embed(x)
+    torch.testing.assert_close(Tap(vit, layer="patch_embed")(x), patches.flatten(1, -2).mean(1))
+    blocks = vit.get_intermediate_layers(x, n=1, norm=False)[0]
+    torch.testing.assert_close(Tap(vit, layer="blocks.1")(x), blocks.mean(1))
+    for net, layer in ((vit, "patch_embed"), (create("resnet18", image_size=64).eval(), "layer3")):
+        with pytest.raises(UserError, match="has no class token"):
+            Tap(net, layer=layer, pool="cls")(x)
+    with pytest.raises(UserError, match="need a transformer"):
+        Tap(create("mobilenetv3_small_050", image_size=64), pool="mean")
+
+
+@pytest.mark.parametrize("name", ["linear_mocov2", "finetune", "knn"])
+def test_unreadable_test_images_do_not_count(name):
+    """They show another image, so their label says nothing; two of eight here."""
+    good = [picture(colour=(200, 20 * i, 0) if i % 2 else (0, 20 * i, 200), size=(16, 16)) for i in range(8)]
+    files = Bytes(*[b"no picture" if i in (3, 6) else data for i, data in enumerate(good)])
+    test = Images(OnDemand(files, 16), torch.arange(8) % 2, ["blue", "red"], 16)
+    train = Images(OnDemand(Bytes(*good), 16), torch.arange(8) % 2, ["blue", "red"], 16)
+    options = {"finetune": {**FINETUNE, "epochs": 1}}.get(name) or {**OPTIONS[name], "batch_size": 4, "k": 1}
+    e = Evaluation(subject(), Data(train, test, (0.4,) * 3, (0.25,) * 3), {"name": name, **options}, TAPS, 0, CPU)
+    result = evaluate(e, {})
+    assert sum(map(sum, result["confusion"])) == 6
+    assert (result["train_images"], result["test_images"]) == (8, 6)
+
+
+def test_one_labelled_image_is_too_few():
+    images = Images(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.tensor([1, -1, -1, -1]), ["a", "b"], 16)
+    e = Evaluation(subject(), Data(images, coloured(4), (0.4,) * 3, (0.25,) * 3), {"name": "knn", **OPTIONS["knn"]}, TAPS, 0, CPU)
+    with pytest.raises(UserError, match="only one training image has a label"):
+        evaluate(e, {})
+
+
+BAD = {
+    "out={file}/x": "cannot be made",
+    "backbone=tiny": "a run says what its backbone is",
+    "protocol=finetune features.layer=layer3": "takes features of its own",
+    "protocol=linear_simclr protocol.momentum=0": "needs a momentum",
+    "protocol=few_shot protocol.labels=null": "few_shot takes an amount of labels",
+    "protocol=finetune protocol.labels=[1,5]": "finetune takes one amount",
+    "protocol.name=foo": "is none that there is",
+    "device=meta": "device takes auto, cpu",
+    "features.layer=1": "null or the name of a layer",
+    "net=teacher weights=x": "give run=",
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_what_does_not_go_together_is_told_before_torch(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    config = compose("train", [])
+    (tmp_path / "2024").mkdir()
+    (tmp_path / "2024" / "backbone.safetensors").write_bytes(b"")
+    OmegaConf.save(config, tmp_path / "2024" / "config.yaml")
+    with pytest.raises(UserError, match=BAD[words]):
+        plan(["run=2024", *words.format(file=tmp_path / "file").split()], [])
+
+
+def test_settings_that_are_not_the_usual_get_letters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def letters(*words):
+        return variant(compose("eval", ["run=r", *words]), list(words), [])
+
+    assert letters() == letters("protocol=knn") == letters("batch_size=8", "device=cpu", "dataset=shapes") == ""
+    assert letters("protocol=linear") == ""
+    several = [letters(w) for w in ("protocol.k=5", "seed=1", "data.subset=50", "image_size=64")]
+    assert len({*several, ""}) == 5
+    assert compose("eval", ["run=r", "dataset=shapes", "backbone=vit_t", "backbone.kwargs={num_heads:12}"]).backbone.kwargs == {
+        "num_heads": 12
+    }

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.ondemand import OnDemand
+from ssl_zoo.evaluation.features import dtype_of, eval_mode
 
 log = logging.getLogger("ssl_zoo")
+VERSION = 1  # of how features are made; another one leaves all that were kept behind
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -23,10 +25,17 @@ def weights_hash(module: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=12)
     for name, m in module.named_modules():
         digest.update(f"{name} {type(m).__name__} {m.extra_repr()} {getattr(m, 'num_heads', '')}\n".encode())
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted({**dict(module.named_buffers()), **module.state_dict()}.items()):  # buffers that no file holds too
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(_bytes(value))
     return digest.hexdigest()
+
+
+def behaviour(net: nn.Module, size: int, device: torch.device) -> str:
+    """A hash of what `net` makes of two images that are always the same: names of weights do not tell how they are used."""
+    x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device, dtype_of(net))
+    with torch.no_grad(), eval_mode(net):
+        return hashlib.blake2b(_bytes(net(x).float()), digest_size=12).hexdigest()
 
 
 def data_hash(images: Images) -> str:
@@ -58,7 +67,7 @@ def cached(root: Path, key: str, compute: Callable[[], Tensor], keep: Callable[[
     """The features that an earlier call left in `root` under `key`, else those of `compute`, which are left there if `keep` says so then
     and the disk allows.
     """
-    file = root / f"{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}.safetensors"
+    file = root / f"{hashlib.blake2b(f'{VERSION} {key}'.encode(), digest_size=12).hexdigest()}.safetensors"
     try:
         return load_file(file)["features"]
     except (OSError, SafetensorError, KeyError):  # not there, or damaged

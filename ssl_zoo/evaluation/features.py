@@ -2,13 +2,26 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_zoo.data.images import Images
 from ssl_zoo.data.ondemand import OnDemand, Pixels
 from ssl_zoo.distributed import gather_uneven, rank, union, world_size
+from ssl_zoo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged, and how its images are prepared: size in pixels that it takes, mean and std on [0, 1]."""
+
+    backbone: nn.Module
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def centre(pixels: Tensor, size: int) -> Tensor:
@@ -74,6 +87,15 @@ def extract(
     if isinstance(pixels, OnDemand):  # what one rank could not read has no label on any
         pixels.learn(union(pixels.unreadable.items()))
     return gather_uneven(torch.cat(parts))
+
+
+def features_of(subject: Subject, net: nn.Module, images: Images, device: torch.device, batch_size: int = 512) -> Tensor:
+    """What `net` makes of un-augmented images as the subject takes them, [N, D]. Raises UserError where that is no finite number."""
+    x = extract(net, images.pixels, images.image_size, subject.mean, subject.std, device, batch_size, subject.image_size)
+    bad = int((~torch.isfinite(x)).any(1).sum())
+    if bad:
+        raise UserError(f"{bad:,} of {len(x):,} images get features that are no finite numbers: these weights have diverged.")
+    return x
 
 
 def raw_pixels(pixels: Pixels, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -1,6 +1,7 @@
 """Training all of the backbone with labels, from the weights that pretraining gave."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ from ssl_zoo.data.images import Images
 from ssl_zoo.data.loader import Loader
 from ssl_zoo.distributed import fold_seed
 from ssl_zoo.evaluation.amounts import amount
-from ssl_zoo.evaluation.features import extract
+from ssl_zoo.evaluation.features import Subject, extract
 from ssl_zoo.evaluation.few_shot import draw
 from ssl_zoo.evaluation.knn import accuracy
-from ssl_zoo.evaluation.sgd import Subject, Trained, crop_and_flip
+from ssl_zoo.evaluation.sgd import Trained, crop_and_flip
 from ssl_zoo.nn.vit import is_vit
 from ssl_zoo.optim.schedules import warmup_cosine
 
@@ -36,11 +37,21 @@ class Classifier(nn.Module):
         return self.head(self.backbone(images))
 
 
-def finetune(subject: Subject, train: Images, test: Images, options: dict[str, Any], seed: int, device: torch.device) -> Trained:
+def finetune(
+    subject: Subject,
+    train: Images,
+    test: Images,
+    options: dict[str, Any],
+    seed: int,
+    device: torch.device,
+    chunk: int = 512,
+    said: Callable[[int, int, float], None] = lambda epoch, epochs, top1: None,
+) -> Trained:
     """Train a copy of the backbone and a linear layer on the labelled images, by AdamW with a cosine schedule; conf/protocol/finetune.yaml.
 
     Learning rates fall by `layer_decay` from layer to layer towards the input (Clark et al. 2020; BEiT); mixup and cutmix are timm's.
-    `labels` takes so many per class or a share of each class, as in few_shot. The given backbone is left as it was.
+    `labels` takes so many per class or a share of each class, as in few_shot. Warm-up takes half of training at most. The given backbone
+    is left as it was. chunk: test images per forward. said: is told the epoch, of how many, and top-1 after it.
     """
     if options["labels"] is not None:
         train = train.take(draw(train.labels, amount(options["labels"])[1], fold_seed("finetune", seed)))  # type: ignore[arg-type]
@@ -53,9 +64,10 @@ def finetune(subject: Subject, train: Images, test: Images, options: dict[str, A
     mixup = _mixup(options, train.num_classes, seed)
     loss_of = SoftTargetCrossEntropy() if mixup else nn.CrossEntropyLoss(label_smoothing=options["label_smoothing"])
     loader = Loader(train, batch, seed, device)
-    total, warmup = options["epochs"] * len(loader), round(options["warmup_epochs"] * len(loader))
+    total = options["epochs"] * len(loader)
+    warmup = min(round(options["warmup_epochs"] * len(loader)), total // 2)
     augment = FusedEngine([crop_and_flip(subject.image_size, "bicubic")], subject.mean, subject.std)
-    labels, history, scores = test.labels.to(device), [], torch.empty(0)  # type: ignore[union-attr]
+    history, scores, labels = [], torch.empty(0), torch.empty(0)
     for epoch in range(options["epochs"]):
         loader.set_epoch(epoch)
         net.train()
@@ -73,9 +85,12 @@ def finetune(subject: Subject, train: Images, test: Images, options: dict[str, A
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        scores = extract(net, test.pixels, test.image_size, subject.mean, subject.std, device, resize=subject.image_size)
+        scores = extract(net, test.pixels, test.image_size, subject.mean, subject.std, device, chunk, subject.image_size)
+        rows = test.labelled  # without images that turned out to be unreadable
+        scores, labels = scores[rows.to(device)].cpu(), test.labels[rows]  # type: ignore[index]
         history.append(accuracy(scores, labels))
-    return Trained(scores.cpu(), history, {"lr": lr, "batch": batch, "train_images": len(train)})
+        said(epoch + 1, options["epochs"], history[-1])
+    return Trained(scores, labels, history, {"lr": lr, "batch": batch, "train_images": len(train)})
 
 
 def _groups(net: Classifier, lr: float, options: dict[str, Any]) -> list[dict[str, Any]]:

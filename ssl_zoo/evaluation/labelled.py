@@ -13,6 +13,8 @@ def labelled_pair(train: Images, test: Images) -> str | None:
     """None when features can be judged by labels, else the reason why not."""
     if train.labels is None or not len(train.labelled):
         return "the images have no labels"
+    if len(train.labelled) < 2:
+        return "only one training image has a label"
     if test.labels is None or not len(test.labelled):
         return "the test images have no label that train knows"
     if train.num_classes < 2:

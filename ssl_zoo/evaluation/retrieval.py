@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_zoo.errors import UserError
+
 
 @torch.no_grad()
 def retrieval(
@@ -29,19 +31,21 @@ def retrieval(
         if itself:
             sim[torch.arange(len(sim)), torch.arange(start, start + len(sim))] = -torch.inf
         order = sim.argsort(dim=1, descending=True, stable=True)
-        hits = labels[order] == query_labels[rows, None]  # type: ignore[index]
+        hits = (labels[order] == query_labels[rows, None]).cpu()  # type: ignore[index]
         if itself:
             hits = hits[:, :-1]  # the query itself comes last
         relevant = hits.sum(1)
         hits, relevant = hits[relevant > 0], relevant[relevant > 0]
-        place = torch.arange(1, hits.shape[1] + 1, device=hits.device, dtype=torch.float64)
+        place = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64)
         precision = hits.cumsum(1) / place * hits
         map_all += float((precision.sum(1) / relevant).sum())
         map_r += float(((precision * (place <= relevant[:, None])).sum(1) / relevant).sum())
         for k in ks:
             recalls[k] += float(hits[:, :k].any(1).sum())
         count += len(hits)
-    share = 100 / max(1, count)
+    if not count:
+        raise UserError("No test image has another image of its class to be found: use protocol.gallery=train, or a larger test split.")
+    share = 100 / count
     return {
         **{f"recall_at_{k}": share * r for k, r in recalls.items()},
         "map": share * map_all,

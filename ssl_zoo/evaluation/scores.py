@@ -31,7 +31,7 @@ def mean_and_interval(values: list[float]) -> dict[str, Any]:
         return {"top1": mean, "std": None, "interval": None}
     std = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
     half = (T975[n - 2] if n - 2 < len(T975) else Z975) * std / math.sqrt(n)
-    return {"top1": mean, "std": std, "interval": [mean - half, mean + half]}
+    return {"top1": mean, "std": std, "interval": [max(0.0, mean - half), min(100.0, mean + half)]}
 
 
 def judge(scores: Tensor, labels: Tensor, classes: list[str], probabilities: Tensor | None = None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The papers' linear classification: a linear layer trained by SGD on augmented images through the frozen backbone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,28 +13,21 @@ from ssl_zoo.augment.spec import View
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.loader import Loader
 from ssl_zoo.distributed import fold_seed
-from ssl_zoo.evaluation.features import dtype_of, extract
+from ssl_zoo.evaluation.features import Subject, dtype_of, features_of
 from ssl_zoo.evaluation.knn import accuracy
 from ssl_zoo.nn.taps import Tap, pick, tokens
 from ssl_zoo.optim.lars import LARS
 from ssl_zoo.optim.schedules import cosine
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is judged, and how its images are prepared: size in pixels that it takes, mean and std on [0, 1]."""
-
-    backbone: nn.Module
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
 @dataclass
 class Trained:
-    """scores [M, C] of the test images after the last epoch, top-1 on them in per cent after each, and what was chosen."""
+    """scores [M, C] of the test images that can be read after the last epoch, their labels [M], top-1 on them in per cent after each
+    epoch, and what was chosen.
+    """
 
     scores: Tensor
+    labels: Tensor
     history: list[float]
     chosen: dict[str, Any]
 
@@ -66,12 +60,21 @@ def rate(options: dict[str, Any], step: int, per_epoch: int) -> float:
 
 
 def linear_sgd(
-    subject: Subject, taps: list[Tap], train: Images, test: Images, options: dict[str, Any], seed: int, device: torch.device
+    subject: Subject,
+    taps: list[Tap],
+    train: Images,
+    test: Images,
+    options: dict[str, Any],
+    seed: int,
+    device: torch.device,
+    chunk: int = 512,
+    said: Callable[[int, int, float], None] = lambda epoch, epochs, top1: None,
 ) -> Trained:
     """Train a linear layer for every tap and learning rate of conf/protocol/linear_*, all at once on the same views.
 
     train, test: labelled images. Where there is more than one layer, a tenth of train is held out of training and the layer that does
-    best on it after the last epoch is the one that is reported; what would be best on test is named so.
+    best on it after the last epoch is the one that is reported; what would be best on test is named so. chunk: images per forward.
+    said: is told the epoch, of how many, and top-1 after it.
     """
     rates = options["base_lr"] if isinstance(options["base_lr"], list) else [options["base_lr"]]
     grid = [(tap, lr) for tap in taps for lr in rates]
@@ -82,10 +85,9 @@ def linear_sgd(
         train, held = train.take(order[cut:].sort().values), train.take(order[:cut].sort().values)
     batch = min(options["batch_size"], len(train))
     scale = batch / 256 if options["scale_lr"] else 1.0
-    judged = {tap: _features(subject, tap, test, device) for tap in taps}
+    judged, labels = _judged(subject, taps, test, device, chunk)
     heads = _heads(grid, {tap: f.shape[1] for tap, f in judged.items()}, train.num_classes, seed, device)
     optimizer = _optimizer(heads, [scale * lr for _, lr in grid], options)
-    labels = test.labels.to(device)  # type: ignore[union-attr]
     loader = Loader(train, batch, seed, device)
     augment = FusedEngine([crop_and_flip(subject.image_size)], subject.mean, subject.std)
     histories: list[list[float]] = []
@@ -96,36 +98,43 @@ def linear_sgd(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(options, step, len(loader))
             (x,) = augment(images["image"], fold_seed("linear", seed, step))
-            seen = _seen(taps, x, device)
+            seen = _seen(taps, x, device, chunk)
             losses = [F.cross_entropy(head(seen[tap]), images["label"]) for head, (tap, _) in zip(heads, grid, strict=True)]
             optimizer.zero_grad(set_to_none=True)
             torch.stack(losses).sum().backward()
             optimizer.step()
         histories.append([_top1(head, judged[tap], labels) for head, (tap, _) in zip(heads, grid, strict=True)])
+        said(epoch + 1, options["epochs"], max(histories[-1]))
     final = histories[-1]
     if held is None:
         best, on_held = 0, None
     else:
-        known = {tap: _features(subject, tap, held, device) for tap in taps}
-        found = [_top1(head, known[tap], held.labels.to(device)) for head, (tap, _) in zip(heads, grid, strict=True)]  # type: ignore[union-attr]
+        known, held_labels = _judged(subject, taps, held, device, chunk)
+        found = [_top1(head, known[tap], held_labels) for head, (tap, _) in zip(heads, grid, strict=True)]
         best = max(range(len(grid)), key=lambda i: found[i])
         on_held = found[best]
     tap, lr = grid[best]
-    chosen = {"lr": scale * lr, "batch": batch}
+    chosen = {"lr": scale * lr, "batch": batch, "tap": {"layer": tap.layer, "blocks": tap.blocks, "pool": tap.pool}}
     if held is not None:
-        chosen |= {"blocks": tap.blocks, "pool": tap.pool, "held_out_top1": on_held, "best_of_grid_on_test": max(final)}
+        chosen |= {"held_out_top1": on_held, "best_of_grid_on_test": max(final)}
     with torch.no_grad():
         scores = heads[best](judged[tap])
-    return Trained(scores.cpu(), [h[best] for h in histories], chosen)
+    return Trained(scores.cpu(), labels.cpu(), [h[best] for h in histories], chosen)
 
 
-def _features(subject: Subject, tap: Tap, images: Images, device: torch.device) -> Tensor:
-    return extract(tap, images.pixels, images.image_size, subject.mean, subject.std, device, resize=subject.image_size)
+def _judged(subject: Subject, taps: list[Tap], images: Images, device: torch.device, chunk: int) -> tuple[dict[Tap, Tensor], Tensor]:
+    """Features of un-augmented images for every tap, and their labels; without images that turned out to be unreadable."""
+    found = {tap: features_of(subject, tap, images, device, chunk) for tap in taps}
+    rows = images.labelled.to(device)
+    return {tap: x[rows] for tap, x in found.items()}, images.labels.to(device)[rows]  # type: ignore[union-attr]
 
 
 @torch.no_grad()
-def _seen(taps: list[Tap], x: Tensor, device: torch.device) -> dict[Tap, Tensor]:
-    """Features of a batch of views for every tap; on a GPU in bf16."""
+def _seen(taps: list[Tap], x: Tensor, device: torch.device, chunk: int) -> dict[Tap, Tensor]:
+    """Features of a batch of views for every tap, `chunk` at a time; on a GPU in bf16."""
+    if len(x) > chunk:
+        parts = [_seen(taps, part, device, chunk) for part in x.split(chunk)]
+        return {tap: torch.cat([p[tap] for p in parts]) for tap in taps}
     dtype = dtype_of(taps[0])
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         if len(taps) > 1 and all(tap.of_tokens for tap in taps):  # one forward for all

@@ -1,6 +1,8 @@
 """Features of any layer of a backbone, and of the tokens of its last blocks."""
 
 import difflib
+import inspect
+import math
 from typing import Any
 
 import torch
@@ -34,7 +36,8 @@ class Tap(nn.Module):
                 hint = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(n for n, _ in backbone.named_children())}."
                 raise UserError(f"The backbone has no layer '{layer}'; {hint}")
         elif self.of_tokens:
-            depth = len(backbone.blocks) if hasattr(backbone, "blocks") and hasattr(backbone, "forward_intermediates") else 0  # type: ignore[arg-type]
+            gives = inspect.signature(getattr(backbone, "forward_intermediates", lambda: None)).parameters
+            depth = len(backbone.blocks) if hasattr(backbone, "blocks") and "return_prefix_tokens" in gives else 0  # type: ignore[arg-type]
             if not depth or (pool in ("cls", "cls_mean") and not self.prefix):
                 raise UserError(
                     f"features.blocks={blocks} features.pool={pool} need a transformer with such tokens: use features.layer=..."
@@ -61,11 +64,24 @@ class Tap(nn.Module):
         out = found[-1][0] if found and isinstance(found[-1], (tuple, list)) else found[-1] if found else None
         if not isinstance(out, Tensor) or out.ndim not in (2, 3, 4) or len(out) != len(images):
             raise UserError(f"features.layer={self.layer} gives no features of images: name a layer or a block.")
-        if out.ndim == 4:
-            return out.mean((1, 2) if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC" else (2, 3))
         if out.ndim == 3:
-            return pick([(out[:, self.prefix :], out[:, : self.prefix])], 1, "mean" if self.pool == "auto" else self.pool)
-        return out
+            prefix = self.prefix if self._has_prefix(out.shape[1]) else 0
+            if prefix or self.pool in ("auto", "mean"):
+                return pick([(out[:, prefix:], out[:, :prefix])], 1, "mean" if self.pool == "auto" else self.pool)
+        if self.pool not in ("auto", "mean"):
+            raise UserError(f"features.layer={self.layer} has no class token for features.pool={self.pool}: leave the pool at auto.")
+        if out.ndim == 2:
+            return out
+        _, a, b, c = out.shape  # images are square: the two sides that agree are the positions
+        last = a == b and (b != c or getattr(self.backbone, "output_fmt", "NCHW") == "NHWC")
+        return out.mean((1, 2) if last else (2, 3))
+
+    def _has_prefix(self, count: int) -> bool:
+        """Whether `count` tokens are a grid of patches behind class and register tokens."""
+        patches = getattr(getattr(self.backbone, "patch_embed", None), "num_patches", None)
+        if count in (patches, (patches or 0) + self.prefix):
+            return count != patches
+        return math.isqrt(max(0, count - self.prefix)) ** 2 == count - self.prefix  # images of another size than the built one
 
 
 def tokens(backbone: nn.Module, images: Tensor, blocks: int) -> Tokens:

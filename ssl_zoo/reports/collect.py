@@ -152,7 +152,9 @@ def _results(name: str, found: dict[str, Any]) -> dict[str, Result]:
     """{column: result} of one file of `ssl-zoo eval`."""
     settings = ", ".join(f"{k}={v}" for k, v in table(found, "settings").items())
     features = ", ".join(f"{k}={v}" for k, v in table(found, "features").items() if v is not None)
-    how = f"ssl-zoo eval protocol={found.get('protocol', name)}: {'; '.join(t for t in (settings, features) if t) or 'its defaults'}"
+    images = f"{found['train_images']} training images" if isinstance(found.get("train_images"), int) else ""
+    told = "; ".join(t for t in (settings, features, images) if t) or "its defaults"
+    how = f"ssl-zoo eval protocol={found.get('protocol', name)}: {told}"
     results = {f"{name}_{key}": Result(value, how) for key in ("top1", "top5") if (value := number(found.get(key))) is not None}
     for row in found["results"] if name.startswith("few_shot") and isinstance(found.get("results"), list) else []:
         value = number(table(row).get("top1"))

@@ -67,7 +67,8 @@ def rows(r: dict[str, Any]) -> list[list[str]]:
     numbers = {_word(k): v for k, v in r.items() if type(v) in (int, float) and k not in COMMON}
     more += [f"{k} {v:,}" if isinstance(v, int) else f"{k} {v:.3g}" if abs(v) < 1000 else f"{k} {v:,.0f}" for k, v in numbers.items()]
     of = r.get("features") or {}
-    used = [f"{of['net']}, {of['dim']} features"] if "net" in of and "dim" in of else []
+    used = [f"{k} {of[k]}" for k, usual in (("net", "auto"), ("layer", None), ("blocks", 1), ("pool", "auto")) if of.get(k, usual) != usual]
+    used += [f"{r['train_images']:,} training images"] if isinstance(r.get("train_images"), int) else []
     seconds = sum((r.get("seconds") or {}).values())
     lines = [[r["protocol"], r["dataset"], _top1(r), _number(r.get("top5")), "; ".join(more),
               "; ".join([words(r.get("settings") or {}), *used]).strip("; "), f"{seconds:.1f}" if seconds else "–"]]  # fmt: skip

@@ -34,20 +34,12 @@ def lines(r: dict[str, Any]) -> list[tuple[str, str]]:
         if name in r:
             note = "" if name == "final" else " (chosen on the test images: optimistic)"
             found.append((f"{name} epoch", f"{_number(r[name]['top1'])} % after epoch {r[name]['epoch']}{note}"))
-    for key in (
-        "recall_at_1",
-        "recall_at_5",
-        "recall_at_10",
-        "map",
-        "map_at_r",
-        "rankme",
-        "effective_rank",
-        "feature_std",
-        "alignment",
-        "uniformity",
-    ):
+    named = ("map", "map_at_r", "rankme", "effective_rank", "feature_std", "alignment", "uniformity")
+    for key in (*(k for k in r if k.startswith("recall_at_")), *named):
         if key in r:
-            found.append((key.replace("_", " "), f"{r[key]:.2f}"))
+            found.append((key.replace("_", " "), "–" if r[key] is None else f"{r[key]:.2f}"))
+    for name, likeness in zip(r.get("cka", {}).get("names", [])[1:], r.get("cka", {}).get("matrix", [[]])[0][1:], strict=True):
+        found.append(("linear CKA", f"{likeness:.3f} with {name}"))
     if "calibration" in r:
         found.append(("calibration", f"error {r['calibration']['ece']:.1f} points"))
     s = r["seconds"]
