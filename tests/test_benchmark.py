@@ -554,7 +554,8 @@ def test_a_finished_suite_only_reports(tmp_path, capsys, monkeypatch):
     file = suite_file(tmp_path, "method: simclr\noverrides: [epochs=3]\nseed: [0, 1]\n")
     for seed in (0, 1):
         (write_run(Path(f"runs/mine/simclr_tiny_shapes/seed{seed}"), seed=seed) / "backbone.safetensors").touch()
-    write_run(Path("runs/mine/byol_tiny_shapes/seed0"), ["method=byol", "epochs=3"])  # was in the suite once
+    write_run(Path("runs/mine/byol_tiny_shapes/seed0"), ["method=byol", "epochs=3"])  # of another choice of methods
+    write_run(Path("runs/mine/simclr_tiny_shapes/seed2"), ["epochs=5"], seed=2)  # of another choice of seeds, before the suite was changed
     before = {f: f.stat().st_mtime_ns for f in Path("runs").rglob("*") if f.is_file()}
     assert run_main("benchmark", f"suite={file}", "--cfg", "job") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["finished", "finished"]
@@ -564,7 +565,10 @@ def test_a_finished_suite_only_reports(tmp_path, capsys, monkeypatch):
     assert "runs/mine/report/table.md" in out
     assert all(f.stat().st_mtime_ns == at for f, at in before.items())
     text = Path("runs/mine/report/table.md").read_text()
-    assert "| byol † |" in text
+    assert "| byol |" in text
+    assert "| simclr |" in text
+    assert "| simclr † |" in text
+    assert "epochs was 5 and would be 3" in text
     assert "80.0 ± 0.0" in text
 
 

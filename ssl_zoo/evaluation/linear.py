@@ -46,22 +46,34 @@ def fit(
     """
     mean, std = moments or moments_of(features)
     x = (features - mean) / std
-    weight = torch.zeros(x.shape[1], num_classes, device=x.device, dtype=x.dtype) if start is None else start.weight.clone()
-    bias = torch.zeros(num_classes, device=x.device, dtype=x.dtype) if start is None else start.bias.clone()
+    directions, scale = _basis(x, num_classes, l2)  # W = (directions * scale) @ v: the same minimum, found in far fewer steps
+    z, penalty = x @ (directions * scale), l2 / 2 * scale.square()[:, None]
+    weight = x.new_zeros(x.shape[1], num_classes) if start is None else directions.T @ start.weight / scale[:, None]
+    bias = x.new_zeros(num_classes) if start is None else start.bias.clone()
     params = [weight.requires_grad_(), bias.requires_grad_()]
     solver = torch.optim.LBFGS(
-        params, max_iter=max_iter, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-7, tolerance_change=1e-10
+        params, max_iter=max_iter, history_size=10, line_search_fn="strong_wolfe", tolerance_grad=1e-6, tolerance_change=1e-9
     )
 
     def closure() -> Tensor:
         solver.zero_grad()
-        loss = F.cross_entropy(x @ weight + bias, labels) + l2 / 2 * weight.square().sum()
+        loss = F.cross_entropy(z @ weight + bias, labels) + (penalty * weight.square()).sum()
         loss.backward()
         return loss
 
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         solver.step(closure)
-    return Probe(mean, std, weight.detach(), bias.detach())
+    return Probe(mean, std, (directions * scale) @ weight.detach(), bias.detach())
+
+
+def _basis(x: Tensor, num_classes: int, l2: float) -> tuple[Tensor, Tensor]:
+    """The principal directions of x, the columns [D, D], and scales [D] by which the curvature of the loss is about 1 along each while all
+    classes are equally likely: that of cross-entropy is variance / C, that of the penalty l2.
+    """
+    exact = x.dtype if x.device.type == "mps" else torch.float64
+    variance, directions = torch.linalg.eigh((x.T @ x / len(x)).to(exact))
+    scale = (variance.clamp_min(0) / num_classes + max(l2, 1e-9)).rsqrt()
+    return directions.to(x.dtype), scale.to(x.dtype)
 
 
 def choose_and_fit(
