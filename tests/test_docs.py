@@ -1,8 +1,10 @@
 """What the README shows is what was measured, and its commands are those that are checked."""
 
+import csv
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +103,14 @@ def test_the_tables_of_speed_are_those_that_were_measured(file):
     assert not found["too_busy"]
     for row in found["rows"]:
         assert "| " + " | ".join(str(v) for v in row.values()) + " |" in page
+
+
+def test_the_table_of_the_benchmark_page_is_that_of_its_runs():
+    page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8").replace("**", "")
+    with open(ROOT / "docs" / "results" / "suite-shapes.csv", newline="") as f:
+        runs = list(csv.DictReader(f))
+    for method in ("byol", "simclr", "vicreg"):
+        line = next(x for x in page.splitlines() if x.startswith(f"| {method} |"))
+        for column in ("eval_knn_top1", "eval_linear_top1", "eval_linear_top5", "online_linear_top1"):
+            values = [float(r[column]) for r in runs if r["method"] == method]
+            assert f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" in line, (method, column)
