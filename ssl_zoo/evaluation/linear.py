@@ -24,6 +24,7 @@ class Probe:
 
 
 Moments = tuple[Tensor, Tensor]
+Spectrum = tuple[Tensor, Tensor]
 
 
 def moments_of(features: Tensor) -> Moments:
@@ -39,14 +40,19 @@ def fit(
     max_iter: int = 200,
     start: Probe | None = None,
     moments: Moments | None = None,
+    spectrum: Spectrum | None = None,
 ) -> Probe:
     """Minimise mean cross-entropy + l2 / 2 ||weight||^2 over standardised features [N, D] with labels [N]; the bias is free.
 
-    start: a probe to begin from (a neighbouring l2), which saves iterations. moments: those of more features than these.
+    start: a probe to begin from (a neighbouring l2), which saves iterations. moments: those of more features than these. spectrum: of the
+    standardised features, where it is known from another strength.
     """
     mean, std = moments or moments_of(features)
     x = (features - mean) / std
-    directions, scale = _basis(x, num_classes, l2)  # W = (directions * scale) @ v: the same minimum, found in far fewer steps
+    # W = (directions * scale) @ v: the same minimum, found in far fewer steps, for the curvature of the loss is about 1 along each while
+    # all classes are equally likely; that of cross-entropy is variance / C, that of the penalty l2
+    variance, directions = spectrum or spectrum_of(x)
+    scale = (variance / num_classes + max(l2, 1e-9)).rsqrt().to(x)
     z, penalty = x @ (directions * scale), l2 / 2 * scale.square()[:, None]
     weight = x.new_zeros(x.shape[1], num_classes) if start is None else directions.T @ start.weight / scale[:, None]
     bias = x.new_zeros(num_classes) if start is None else start.bias.clone()
@@ -66,14 +72,11 @@ def fit(
     return Probe(mean, std, (directions * scale) @ weight.detach(), bias.detach())
 
 
-def _basis(x: Tensor, num_classes: int, l2: float) -> tuple[Tensor, Tensor]:
-    """The principal directions of x, the columns [D, D], and scales [D] by which the curvature of the loss is about 1 along each while all
-    classes are equally likely: that of cross-entropy is variance / C, that of the penalty l2.
-    """
+def spectrum_of(x: Tensor) -> Spectrum:
+    """Variances [D] along the principal directions of standardised features x [N, D], and these directions, the columns [D, D]."""
     exact = x.dtype if x.device.type == "mps" else torch.float64
     variance, directions = torch.linalg.eigh((x.T @ x / len(x)).to(exact))
-    scale = (variance.clamp_min(0) / num_classes + max(l2, 1e-9)).rsqrt()
-    return directions.to(x.dtype), scale.to(x.dtype)
+    return variance.clamp_min(0), directions.to(x)
 
 
 def choose_and_fit(
@@ -92,10 +95,12 @@ def choose_and_fit(
     if len(l2) > 1 and cut >= num_classes:
         held, kept = order[:cut], order[cut:]
         x, y = features[kept], labels[kept]
+        mean, std = own = moments or moments_of(x)
+        spectrum = spectrum_of((x - mean) / std)
         found: list[tuple[float, float]] = []
         probe = None
         for strength in sorted(l2, reverse=True):  # strong to weak, each starting from the one before
-            probe = fit(x, y, num_classes, strength, max_iter, probe, moments)
+            probe = fit(x, y, num_classes, strength, max_iter, probe, own, spectrum)
             found.append((accuracy(probe(features[held]), labels[held]), strength))
         best = max(found)[1]
     return fit(features, labels, num_classes, best, max_iter, None, moments), best
