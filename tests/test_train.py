@@ -212,6 +212,7 @@ def test_a_finished_run_can_go_on_for_more_epochs(cli, tmp_path):
     assert cli("resume", "run=a").returncode == 0
     again = json.loads((run / "summary.json").read_text())
     assert again["final"]["knn_top1"] == s["final"]["knn_top1"]
+    assert again["speed"]["images_per_s"] == s["speed"]["images_per_s"] > 0  # of all epochs, also those before this start
     a, b = load_file(run / "before.safetensors"), load_file(run / "backbone.safetensors")
     assert all(torch.equal(v, b[k]) for k, v in a.items())
 

@@ -10,12 +10,18 @@ from lightning.pytorch.callbacks import Callback
 
 class Throughput(Callback):
     """Logs speed/images_per_s and speed/data_wait, the per cent of training time in which batches were waited for, once an epoch;
-    `seconds`, `waited` (seconds) and `images` add up over this process's training steps.
+    `seconds`, `waited` (seconds) and `images` add up over whole epochs, also those before a resume.
     """
 
     def __init__(self) -> None:
         self.seconds, self.waited, self.images = 0.0, 0.0, 0
         self._start, self._before, self._batches = 0.0, 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "waited": self.waited, "images": self.images}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seconds, self.waited, self.images = state["seconds"], state["waited"], state["images"]
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._start, self._before, self._batches = self._now(module), self._waited(trainer), 0
