@@ -36,7 +36,7 @@ def drawn(rows: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
     centres = torch.randn(CLASSES, width, generator=torch.Generator().manual_seed(7))
     labels = torch.randint(CLASSES, (rows,), generator=g)
     scale = torch.logspace(0, -2, width)
-    return (0.25 * centres[labels] + torch.randn(rows, width, generator=g)) * scale, labels
+    return (0.08 * centres[labels] + torch.randn(rows, width, generator=g)) * scale, labels
 
 
 class ScikitLearn:
