@@ -20,6 +20,8 @@ from ssl_zoo.data.images import Images
 from ssl_zoo.data.loader import Loader
 from ssl_zoo.distributed import fold_seed, gather, gather_uneven, max_over_ranks, mean_over_ranks, rank, union
 from ssl_zoo.evaluation.features import extract
+from ssl_zoo.evaluation.knn import knn_classify
+from ssl_zoo.evaluation.scores import judge
 from ssl_zoo.methods.barlow_twins import BarlowTwins, barlow_twins_loss
 from ssl_zoo.methods.byol import BYOL
 from ssl_zoo.methods.dino import DINO
@@ -39,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request, tmp_path_factory):
     """What every worker below returned on each rank, from one start of 2 or 4 gloo processes (starting is slow, the work is not)."""
-    workers = (_collectives, _losses, _assignments, _queue, _constant, _set_up, _methods, _unsynchronised, _averaged_by_ddp)
+    workers = (_collectives, _losses, _assignments, _queue, _constant, _set_up, _methods, _unsynchronised, _averaged_by_ddp, _judged)
     return _start(request.param, tmp_path_factory.mktemp("ranks"), workers)
 
 
@@ -461,6 +463,27 @@ def test_evaluation_counts_every_image_once(three, count):
     assert sum(f["seen"] for f in found) == count
     for f in found:
         torch.testing.assert_close(f["features"], torch.arange(float(count))[:, None].expand(-1, 3))
+
+
+def _judged(r, world):
+    """kNN on 7 test images against 13 training images, of which no number of ranks here is a divisor."""
+    g = torch.Generator().manual_seed(0)
+    labels = [torch.randint(3, (n,), generator=g) for n in (13, 7)]
+    pixels = [torch.randint(256, (len(y), 3, 4, 4), generator=g, dtype=torch.uint8) for y in labels]
+    train, test = (Images(x, y, ["a", "b", "c"], 4) for x, y in zip(pixels, labels, strict=True))
+    net = Counting()
+    bank, queries = (extract(net, i.pixels, 4, (0.5,) * 3, (0.25,) * 3, "cpu", batch_size=2) for i in (train, test))
+    scores = knn_classify(bank, train.labels, queries, 5, 0.07, 3)
+    return {"seen": net.seen, "scores": scores, "judged": judge(scores, test.labels, train.classes)}
+
+
+def test_seven_test_images_are_judged_once_whatever_the_ranks(ranks):
+    alone = _judged(0, 1)
+    assert sum(f["_judged"]["seen"] for f in ranks) == alone["seen"] == 20
+    for f in ranks:
+        torch.testing.assert_close(f["_judged"]["scores"], alone["scores"])
+        assert f["_judged"]["judged"] == alone["judged"]
+        assert sum(map(sum, f["_judged"]["judged"]["confusion"])) == 7
 
 
 def test_seeds_differ_between_ranks_and_steps():
