@@ -81,12 +81,11 @@ def test_one_search_serves_every_k_and_temperature(monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------- logistic regression
-def test_the_probe_is_the_minimum_that_scikit_learn_finds():
-    x, y = clusters(500, dim=12)
-    ours = fit(x.double(), y, 4, l2=1e-3, max_iter=1000)
-    theirs = LogisticRegression(C=1 / (1e-3 * len(x)), tol=1e-10, max_iter=5000).fit(
-        ((x - x.mean(0)) / x.std(0)).double().numpy(), y.numpy()
-    )
+@pytest.mark.parametrize(("count", "dim", "l2"), [(500, 12, 1e-3), (40, 100, 0.1)])  # also of fewer images than features
+def test_the_probe_is_the_minimum_that_scikit_learn_finds(count, dim, l2):
+    x, y = clusters(count, dim=dim)
+    ours = fit(x.double(), y, 4, l2=l2, max_iter=1000)
+    theirs = LogisticRegression(C=1 / (l2 * len(x)), tol=1e-10, max_iter=5000).fit(((x - x.mean(0)) / x.std(0)).double().numpy(), y.numpy())
     weight = ours.weight - ours.weight.mean(1, keepdim=True)  # a shift of all classes changes nothing
     np.testing.assert_allclose(weight.T.numpy(), theirs.coef_ - theirs.coef_.mean(0), atol=2e-3)
     bias = ours.bias - ours.bias.mean()

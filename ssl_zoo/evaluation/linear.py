@@ -54,7 +54,7 @@ def fit(
     variance, directions = spectrum or spectrum_of(x)
     scale = (variance / num_classes + max(l2, 1e-9)).rsqrt().to(x)
     z, penalty = x @ (directions * scale), l2 / 2 * scale.square()[:, None]
-    weight = x.new_zeros(x.shape[1], num_classes) if start is None else directions.T @ start.weight / scale[:, None]
+    weight = x.new_zeros(len(scale), num_classes) if start is None else directions.T @ start.weight / scale[:, None]
     bias = x.new_zeros(num_classes) if start is None else start.bias.clone()
     params = [weight.requires_grad_(), bias.requires_grad_()]
     solver = torch.optim.LBFGS(
@@ -73,10 +73,14 @@ def fit(
 
 
 def spectrum_of(x: Tensor) -> Spectrum:
-    """Variances [D] along the principal directions of standardised features x [N, D], and these directions, the columns [D, D]."""
-    exact = x.dtype if x.device.type == "mps" else torch.float64
-    variance, directions = torch.linalg.eigh((x.T @ x / len(x)).to(exact))
-    return variance.clamp_min(0), directions.to(x)
+    """Variances [r] along the principal directions of standardised features x [N, D], and these directions, the columns [D, r]; r is the
+    smaller of N and D: the best weights lie in the span of x.
+    """
+    if len(x) < x.shape[1]:
+        _, singular, rows = torch.linalg.svd(x, full_matrices=False)
+        return singular.square() / len(x), rows.T
+    variance, directions = torch.linalg.eigh(x.T @ x / len(x))
+    return variance.clamp_min(0), directions
 
 
 def choose_and_fit(
