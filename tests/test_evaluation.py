@@ -72,6 +72,13 @@ def test_l2_is_chosen_on_held_out_training_data():
     assert linear_probe(x, y, x[:50], y[:50], 2, [1e-6])["l2"] == 1e-6
 
 
+def test_a_diverged_run_is_judged_by_nan_and_not_by_an_error():
+    x, y = torch.randn(40, 6), torch.arange(40) % 2
+    x[3, 2] = float("nan")
+    assert all(np.isnan(v) for v in linear_probe(x, y, torch.randn(9, 6), y[:9], 2, [0.1, 1.0]).values())
+    assert all(np.isnan(v) for v in linear_probe(torch.randn(40, 6), y, x[:9], y[:9], 2, [0.1]).values())
+
+
 class Doubler(nn.Module):
     num_features = 3
 

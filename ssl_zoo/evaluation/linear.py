@@ -1,5 +1,6 @@
 """The linear probe: multinomial logistic regression on frozen features, fitted by L-BFGS."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -120,7 +121,11 @@ def linear_probe(
     max_iter: int = 100,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Fit on train [N, D], choose `l2` on a tenth held out of *train*, report on test [M, D] in per cent."""
+    """Fit on train [N, D], choose `l2` on a tenth held out of *train*, report on test [M, D] in per cent; NaN for features of a run that
+    has diverged, which must still end and be saved.
+    """
+    if not (torch.isfinite(train).all() and torch.isfinite(test).all()):
+        return dict.fromkeys(("top1", "top5", "train_top1", "l2"), math.nan)
     probe, best = choose_and_fit(train, train_labels, num_classes, l2, max_iter, seed)
     scores = probe(test)
     return {

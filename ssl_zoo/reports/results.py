@@ -39,7 +39,7 @@ def lines(r: dict[str, Any]) -> list[tuple[str, str]]:
         if key in r:
             found.append((key.replace("_", " "), "–" if r[key] is None else f"{r[key]:.2f}"))
     for name, likeness in zip(r.get("cka", {}).get("names", [])[1:], r.get("cka", {}).get("matrix", [[]])[0][1:], strict=True):
-        found.append(("linear CKA", f"{likeness:.3f} with {name}"))
+        found.append(("linear CKA", f"{'–' if likeness is None else round(likeness, 3)} with {name}"))
     if "calibration" in r:
         found.append(("calibration", f"error {r['calibration']['ece']:.1f} points"))
     s = r["seconds"]
