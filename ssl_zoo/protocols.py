@@ -138,7 +138,7 @@ def _few_shot(e: Evaluation) -> Told:
     (train, labels), (test, wanted) = e.known(e.data.train), e.known(e.data.test)
     o = e.options
     amounts = _several(o["labels"])
-    return {"results": few_shot(train, labels, test, wanted, len(e.classes), amounts, o["draws"], o["l2"], o["max_iter"], e.seed)}
+    return {"results": few_shot(train, labels, test, wanted, e.classes, amounts, o["draws"], o["l2"], o["max_iter"], e.seed)}
 
 
 def _retrieval(e: Evaluation) -> Told:

@@ -197,17 +197,22 @@ def test_draws_are_balanced(n, classes, number, seed):
 
 def test_few_labels_are_those_of_scikit_learn():
     (x, y), (test, wanted) = clusters(400), clusters(200, seed=1)
-    (one, five) = few_shot(x.double(), y, test.double(), wanted, 4, ["5 %", 5], draws=3, l2=[0.01], max_iter=500, seed=0)
+    (one, five) = few_shot(x.double(), y, test.double(), wanted, list("abcd"), ["5 %", 5], draws=3, l2=[0.01], max_iter=500, seed=0)
     assert len(one["per_draw"]) == 3
     assert one["images"] == sum(max(1, round(0.05 * int((y == c).sum()))) for c in range(4))
     assert five["images"] == 20
     from ssl_zoo.distributed import fold_seed
 
+    confusion = np.zeros((4, 4))
     for d, found in enumerate(five["per_draw"]):
         index = draw(y, 5, fold_seed("few_shot", 0, "5 per class", d))
         a, mean, std = x[index].double(), x.double().mean(0), x.double().std(0)
         theirs = LogisticRegression(C=1 / (0.01 * 20), tol=1e-8, max_iter=5000).fit(((a - mean) / std).numpy(), y[index].numpy())
-        assert found == pytest.approx(100 * theirs.score(((test.double() - mean) / std).numpy(), wanted.numpy()), abs=0.51)
+        predicted = theirs.predict(((test.double() - mean) / std).numpy())
+        assert found == pytest.approx(100 * np.mean(predicted == wanted.numpy()), abs=0.51)
+        confusion += confusion_matrix(wanted.numpy(), predicted)
+    assert np.abs(np.array(five["confusion"]) - confusion).max() <= 3  # summed over draws; one image a draw may fall on the other side
+    assert five["per_class"] == pytest.approx(dict(zip("abcd", 100 * confusion.diagonal() / confusion.sum(1), strict=True)), abs=2)
     assert five["top1"] == pytest.approx(np.mean(five["per_draw"]))
     assert five["std"] == pytest.approx(np.std(five["per_draw"], ddof=1))
 

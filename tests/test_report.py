@@ -84,7 +84,7 @@ def unlabelled(**more):
 
 
 FEW = [
-    {"labels": "1 %", "per_draw": [41.0, 45.5, 43.2], "top1": 43.2, "std": 2.2},
+    {"labels": "1 %", "per_draw": [41.0, 45.5, 43.2], "top1": 43.2, "std": 2.2, "per_class": {"cat": 4.0}, "confusion": [[31337]]},
     {"labels": "10 %", "per_draw": [71.0, 72.5, 70.2], "top1": 71.2, "std": 1.2},
 ]
 
@@ -265,6 +265,7 @@ def test_the_page_tells_every_result(run):
                  "final", "after epoch 45", "l2 1e-06 … 0.001 (4), max iter 100", "rankme 61.3", "8.3", "linear on shapes"):  # fmt: skip
         assert word in text, word
     assert "Damaged" not in text
+    assert "31337" not in text  # confusion of few labels
     protocols = re.findall(r"<tr><td>([a-z_]+)</td><td>(\w+)</td>", text.partition("<h2>The run")[0])
     assert protocols == [("linear", "shapes"), ("knn", "shapes"), ("few_shot", "shapes"), ("retrieval", "shapes"), ("health", "shapes"),
                          ("linear", "stl10")]  # fmt: skip

@@ -18,6 +18,7 @@ ORDER = ("linear", "linear_dinov2", "linear_dino", "linear_mocov3", "linear_moco
          "linear_barlow", "linear_vicreg", "finetune", "knn", "few_shot", "retrieval", "health")  # fmt: skip
 DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
 COMMON = ("top1", "top5", "train_images", "test_images", "seed", "epochs")  # numbers that have their own place
+NOT_SETTINGS = ("std", "interval", "per_draw", "top5", "per_class", "confusion")  # of one of several results
 HEAD = ("protocol", "data set", "top-1, %", "top-5, %", "more", "settings", "seconds")
 
 
@@ -76,7 +77,7 @@ def rows(r: dict[str, Any]) -> list[list[str]]:
     if len(several) > 1 or "top1" not in r:
         for one in several:
             draws = [f"{len(one['per_draw'])} draws"] if one.get("per_draw") else []
-            own = {k: v for k, v in one.items() if not k.startswith("top1") and k not in ("std", "interval", "per_draw", "top5")}
+            own = {k: v for k, v in one.items() if not k.startswith("top1") and k not in NOT_SETTINGS}
             lines.append(["", "", _top1(one), _number(one["top5"]) if "top5" in one else "", "; ".join(draws), words(own), ""])
     return [[cell if i == 2 else html.escape(cell) for i, cell in enumerate(line)] for line in lines]
 
