@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from ssl_zoo.augment import colour
 from ssl_zoo.augment.blur import blur
 from ssl_zoo.augment.crop import TRIES, Box, draw_box, resample
-from ssl_zoo.augment.fused_engine import COLOURS, IN_CACHE, NUMBERS, FusedEngine, make_view
+from ssl_zoo.augment.fused_engine import COLOURS, IN_CACHE, NUMBERS, FusedEngine, equal_parts, make_view
 from ssl_zoo.augment.spec import resolve, resolve_all
 from tests.test_augment import PLAIN, VIEW, view
 
@@ -258,6 +258,25 @@ def test_views_read_nothing_on_the_host():
         engine(x, 0, rows)
     with pytest.raises(AssertionError), NoHostReads():
         x[x > 3]
+
+
+@given(st.integers(0, 300), st.integers(0, 64))
+def test_equal_parts_cover_everything(count, most):
+    parts, again = equal_parts(count, most)
+    assert {p.stop - p.start for p in parts} == {parts[0].stop}
+    assert parts[0].stop <= max(1, most)
+    whole = [i for p in parts for i in range(p.start, p.stop)]
+    last = whole[len(whole) - (parts[-1].stop - parts[-1].start) :]
+    assert whole[: len(whole) - len(last)] + last[again:] == list(range(count))
+
+
+def test_views_do_not_depend_on_the_parts(monkeypatch):
+    x, rows = pixels(11, 40, 40), torch.tensor([3, 0, 10, 10, 5, 2, 7])
+    engine = FusedEngine([resolve(VIEW, 32)] * 2, *PLAIN)
+    whole = engine(x, 1, rows)
+    monkeypatch.setattr("ssl_zoo.augment.fused_engine.IN_CACHE", 3 * 32**2)  # 3 parts of 3, the last of them with 2 images again
+    for a, b in zip(whole, engine(x, 1, rows), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.slow

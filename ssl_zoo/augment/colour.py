@@ -53,7 +53,8 @@ def jitter(rgb: Planes, place: Tensor, brightness: Tensor, contrast: Tensor, sat
 
     All but hue are clamp(a x + b luma(x) + d) with scalars a, b, d for each image: brightness f has a = f; saturation a = f, b = 1 - f;
     contrast a = f, d = (1 - f) mean(luma). So whatever the order, an image passes three such steps, the hue, and three more, of which
-    those that are not its turn do nothing. The mean that contrast needs is that of a first passage which ends before it.
+    those that are not its turn do nothing. The mean that contrast needs is that of a first passage which ends before it, so two steps on
+    either side of the hue are enough there.
     """
     of_hue, others = place[:, 3:], place[:, :3]
     after_hue = others > of_hue
@@ -73,11 +74,11 @@ def jitter(rgb: Planes, place: Tensor, brightness: Tensor, contrast: Tensor, sat
         return tuple((_each(a) * x + add).clamp(0, 1) for x in rgb)  # type: ignore[return-value]
 
     def passage(mean: Tensor | None) -> Planes:
-        x = rgb
-        for number in range(3):
+        x, steps = rgb, 2 if mean is None else 3
+        for number in range(steps):
             x = step(x, number, False, mean)
         x = shift_hue(x, torch.where(before_contrast[:, 3], hue, 0.0) if mean is None else hue)
-        for number in range(3):
+        for number in range(steps):
             x = step(x, number, True, mean)
         return x
 

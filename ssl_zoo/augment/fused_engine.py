@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ssl_zoo.augment.spec import View
 log = logging.getLogger("ssl_zoo")
 COLOURS = 13  # uniform numbers that decide what follows the crop
 NUMBERS = COLOURS + 2 * TRIES + 3  # uniform numbers that decide a view
-IN_CACHE = 1 << 17  # pixels of a view that a CPU handles at once: more would leave its caches
+IN_CACHE = 1 << 18  # pixels of a view that a CPU handles at once: more would leave its caches
 
 
 class FusedEngine(nn.Module):
@@ -42,7 +43,8 @@ class FusedEngine(nn.Module):
         self.compiled_from: int | None = None  # how many images it was compiled for: another number would compile it again
         self.compiled: Callable[..., list[Tensor]] = self.make
         if compile_for:
-            self.compiled = torch.compile(self.make, dynamic=False, fullgraph=True)
+            unchecked: dict[str, Any] = {"assert_indirect_indexing": False}  # draw_box and resample stay inside
+            self.compiled = torch.compile(self.make, dynamic=False, fullgraph=True, options=unchecked)
 
     @torch.no_grad()
     def forward(self, images: Tensor, seed: int, rows: Tensor | None = None) -> list[Tensor]:
@@ -50,14 +52,12 @@ class FusedEngine(nn.Module):
         generator = torch.Generator(images.device).manual_seed(seed)
         count = sum(n for _, n in self.groups)
         u = torch.rand(count, len(rows), NUMBERS, generator=generator, device=images.device)
-        compiled = len(rows) == self.compile_for and self.compiled_from in (None, len(images))
-        size = max(1, IN_CACHE // self.groups[0][0].size ** 2) if images.device.type == "cpu" else len(rows)
+        make = self._compiled if len(rows) == self.compile_for and self.compiled_from in (None, len(images)) else self.make
+        most = max(1, IN_CACHE // self.groups[0][0].size ** 2) if images.device.type == "cpu" else len(rows)
+        parts, again = equal_parts(len(rows), most)
         with torch.autocast(images.device.type, enabled=False):
-            parts = [
-                (self._compiled if compiled and len(r) == min(size, len(rows)) else self.make)(images, r, n)
-                for r, n in zip(rows.split(size), u.split(size, 1), strict=True)
-            ]
-        return [torch.cat(views) for views in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
+            made = [make(images, rows[p], u[:, p]) for p in parts]
+        return [torch.cat([*views[:-1], views[-1][again:]]) for views in zip(*made, strict=True)] if len(made) > 1 else made[0]
 
     def _compiled(self, images: Tensor, rows: Tensor, u: Tensor) -> list[Tensor]:
         try:
@@ -80,6 +80,16 @@ class FusedEngine(nn.Module):
             view_batch = torch.stack(planes, -1).permute(0, 3, 1, 2) if self.channels_last else torch.stack(planes, 1)
             views += view_batch.chunk(count)
         return views
+
+
+def equal_parts(count: int, most: int) -> tuple[list[slice], int]:
+    """Slices of `count` things, at most so many in each, and how many of the last one are in the one before too: all are equally long,
+    since another length would have the graph compiled again.
+    """
+    number = max(1, -(-count // max(1, most)))
+    size = -(-count // number)
+    starts = [min(i * size, count - size) for i in range(number)]
+    return [slice(s, s + size) for s in starts], number * size - count
 
 
 def make_view(images: Tensor, rows: Tensor, u: Tensor, view: View) -> Planes:
