@@ -52,19 +52,18 @@ def do_resume(words: list[str], options: dict[str, str]) -> int:
 
 def do_eval(words: list[str], options: dict[str, str]) -> int:
     from ssl_zoo.config import compose
-    from ssl_zoo.judging import judged_folder, plan, variant
+    from ssl_zoo.judging import judged_folder, plan
 
     if "cfg" in options:
         return show(compose("eval", words, config_dirs(options)))
     config, trained, wanted = plan(words, config_dirs(options))
-    name = variant(config, words, config_dirs(options))
     from ssl_zoo.evaluate import evaluate_all
     from ssl_zoo.reports.html import write_evaluations, write_report
     from ssl_zoo.reports.results import told
 
     found = []
     try:
-        for judgement in evaluate_all(config, trained, wanted, name):
+        for judgement in evaluate_all(config, trained, wanted):
             found.append(judgement)
     finally:  # what was judged before an error is shown all the same
         if found:

@@ -1,5 +1,6 @@
 """`ssl-zoo eval`: judge a backbone on a data set by a protocol, and write down what was found."""
 
+import hashlib
 import json
 import re
 import time
@@ -17,6 +18,7 @@ from ssl_zoo.data.images import Images
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.frozen import frozen
 from ssl_zoo.evaluation.labelled import labelled_pair
+from ssl_zoo.evaluation.pictures import figure_data, save_figure_data
 from ssl_zoo.judging import dataset_name, judged_folder
 from ssl_zoo.protocols import Evaluation, run_protocol
 from ssl_zoo.reports.summary import commit, finite, versions
@@ -36,12 +38,12 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def evaluate_all(config: DictConfig, trained: DictConfig | None, wanted: dict[str, DictConfig], variant: str) -> Iterator[Judgement]:
-    """`ssl-zoo eval`: judge one backbone on every data set of `wanted`. Gives the file that was written and what is in it, one by one.
-    variant: sets the names of files apart where a setting is not the usual one.
+def evaluate_all(config: DictConfig, trained: DictConfig | None, wanted: dict[str, tuple[DictConfig, str]]) -> Iterator[Judgement]:
+    """`ssl-zoo eval`: judge one backbone on every data set of `wanted`: {name: (config, letters that set the names of files apart where a
+    setting is not the usual one)}. Gives the file that was written and what is in it, one by one.
     """
     device = pick_device(config.device)
-    for number, (name, asked) in enumerate(wanted.items()):
+    for number, (name, (asked, variant)) in enumerate(wanted.items()):
         data = _data_for(asked, trained)
         judged = (
             of_run(Path(config.run), trained, data, config.net, config.image_size, device) if trained else of_weights(config, data, device)
@@ -52,10 +54,18 @@ def evaluate_all(config: DictConfig, trained: DictConfig | None, wanted: dict[st
         taps = {k: v for k, v in plain(config.features).items() if k != "cache"}
         e = Evaluation(judged, data, plain(config.protocol), taps, config.seed, device, config.batch_size, cache, said=_said)
         for other in e.options.get("compare", []):
-            e.others[other] = _compared(other, config, data, device)
-        about = {"dataset": name or dataset_name(trained), "epochs": trained.epochs if trained else None}  # type: ignore[arg-type]
+            e.others[other] = _compared(other, judged, config, trained, data, device)
+            for note in () if number else e.others[other].notes:  # type: ignore[attr-defined]
+                print(note)
+        about = {"dataset": name or dataset_name(trained), "path": _path(asked)}  # type: ignore[arg-type]
         result = evaluate(e, {**judged.about, **about})
-        yield save_result(judged_folder(config) / "eval", name, config, variant, result), result
+        folder = judged_folder(config)
+        if not number and not (folder / "figures" / "data.npz").is_file():  # a run's are made when it ends
+            with torch.no_grad():
+                features = e.features(data.test)
+                made = figure_data(judged.backbone, data.test, features, judged.mean, judged.std, seed=e.seed)
+            save_figure_data(folder / "figures", made)
+        yield save_result(folder / "eval", name, config, variant, result), result
 
 
 def _said(epoch: int, epochs: int, top1: float) -> None:
@@ -75,11 +85,20 @@ def _data_for(asked: DictConfig, trained: DictConfig | None) -> Data:
     return build_data(trained)
 
 
-def _compared(other: str, config: DictConfig, data: Data, device: torch.device) -> Judged:
-    """A run folder or a file of weights that the judged one is compared with."""
+def _path(asked: DictConfig) -> str | None:
+    """Where the data of `dataset=` lies."""
+    path = (asked.get("dataset") or {}).get("path")
+    return str(Path(path).expanduser().resolve()) if path else None
+
+
+def _compared(other: str, judged: Judged, config: DictConfig, trained: DictConfig | None, data: Data, device: torch.device) -> Judged:
+    """A run folder, or a file of weights of the judged one's architecture, that it is compared with; a file that does not say how its
+    images are normalised gets those of the judged one.
+    """
     if Path(other).is_dir():
         return of_run(Path(other), load_run(other, trust=config.trust), data, config.net, config.image_size, device)
-    return of_weights(OmegaConf.merge(config, {"weights": other}), data, device)  # type: ignore[arg-type]
+    asked = OmegaConf.merge(config, {"weights": other}, {"backbone": trained.backbone} if trained else {})
+    return of_weights(asked, data, device, judged)  # type: ignore[arg-type]
 
 
 def evaluate(e: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
@@ -120,13 +139,25 @@ def _counted(images: Images) -> int:
     return len(images) if images.labels is None else len(images.labelled)
 
 
+def _is_of_another_path(file: Path, path: str | None) -> bool:
+    """Whether `file` holds a result on data of another place."""
+    try:
+        there = json.loads(file.read_text(encoding="utf-8")).get("path") if path and file.is_file() else None
+    except (ValueError, AttributeError):
+        return False
+    return there not in (None, path)
+
+
 def save_result(folder: Path, dataset: str, config: DictConfig, variant: str, result: dict[str, Any]) -> Path:
     """Write <protocol>[-<data set>][-<features>][-<variant>].json into `folder`; the name tells apart what is not the usual."""
     f = config.features
     tapped = [config.net] if config.net != "auto" else []
-    tapped += [f.layer] if f.layer else [f"{f.pool}{f.blocks}"] if f.blocks > 1 or f.pool != "auto" else []
+    tapped += [f.layer] if f.layer else []
+    tapped += [f.pool if f.layer else f"{f.pool}{f.blocks}"] if f.blocks > 1 or f.pool != "auto" else []
     name = "-".join([result["protocol"], *([dataset] if dataset else []), *tapped, *([variant] if variant else [])])
     file = folder / (re.sub(r"[^\w.-]+", "_", name) + ".json")
+    if _is_of_another_path(file, result.get("path")):  # folders of one name
+        file = file.with_stem(f"{file.stem}-{hashlib.blake2b(result['path'].encode(), digest_size=3).hexdigest()}")
     folder.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     lines = (f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in result.items())  # a large confusion matrix is one line

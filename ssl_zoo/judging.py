@@ -16,9 +16,9 @@ PROTOCOLS = ("knn", "linear", "few_shot", "finetune", "retrieval", "health")
 NAMED = ("timm/", "torchvision/")
 
 
-def plan(words: list[str], config_dirs: list[str]) -> tuple[DictConfig, DictConfig | None, dict[str, DictConfig]]:
-    """The config of the command, that of the run it judges (None for weights from elsewhere), and the config of each data set by name:
-    "" is the run's own.
+def plan(words: list[str], config_dirs: list[str]) -> tuple[DictConfig, DictConfig | None, dict[str, tuple[DictConfig, str]]]:
+    """The config of the command, that of the run it judges (None for weights from elsewhere), and for each data set by name ("" is the
+    run's own) the config and the letters of `variant`.
     """
     config = compose("eval", words, config_dirs)
     for key in ("run", "weights"):
@@ -44,13 +44,14 @@ def plan(words: list[str], config_dirs: list[str]) -> tuple[DictConfig, DictConf
         raise UserError(f"The folder {place} cannot be made ({e.strerror}): choose another with out=...") from e
     if config.transfer:
         others = [w for w in words if not w.startswith("transfer=")]
-        wanted: dict[str, DictConfig] = {}
+        wanted: dict[str, tuple[DictConfig, str]] = {}
         for data in config.transfer:
-            asked = compose("eval", [*others, *words_for(data, config_dirs)], config_dirs)
+            these = [*others, *words_for(data, config_dirs)]
+            asked = compose("eval", these, config_dirs)
             name = dataset_name(asked)
-            wanted[name if name not in wanted else f"{name}-{len(wanted) + 1}"] = asked
+            wanted[name if name not in wanted else f"{name}-{len(wanted) + 1}"] = asked, variant(asked, these, config_dirs)
         return config, trained, wanted
-    return config, trained, {dataset_name(config): config}
+    return config, trained, {dataset_name(config): (config, variant(config, words, config_dirs))}
 
 
 def _check_protocol(config: DictConfig) -> None:
@@ -67,15 +68,26 @@ def _check_protocol(config: DictConfig) -> None:
     if (p.name == "few_shot" and p.labels is None) or (p.name == "finetune" and several):
         wanted = "one amount of labels, or null for all" if several else "an amount of labels, or a list of them"
         raise UserError(f"protocol.labels={p.labels} does not work: {p.name} takes {wanted}.")
+    lr = p.get("base_lr")
+    if (lr == "auto" and p.name != "linear_mocov3") or (p.name == "finetune" and isinstance(lr, ListConfig)):
+        raise UserError(f"protocol.base_lr={lr} does not work: {p.name} takes {'a number' if p.name == 'finetune' else 'numbers'}.")
 
 
 def variant(config: DictConfig, words: list[str], config_dirs: list[str]) -> str:
-    """A few letters for everything that is not as the protocol's own file has it; none where all is."""
-    chosen = [w for w in words if w.startswith("protocol=")]
+    """A few letters for everything that is not as the files of protocol and data set have it; none where all is. Where the data lies does
+    not count.
+    """
+    chosen = [w for w in words if w.startswith(("protocol=", "dataset=", "dataset.path="))]
     usual = compose("eval", chosen, config_dirs)
     keys = ("protocol", "seed", "image_size")
-    mine, own = ({k: plain(c)[k] for k in keys} | {"subset": c.data.subset} for c in (config, usual))
+    mine, own = ({k: plain(c)[k] for k in keys} | {"subset": c.data.subset, "dataset": _which(c)} for c in (config, usual))
     return "" if mine == own else hashlib.blake2b(json.dumps(mine, sort_keys=True).encode(), digest_size=3).hexdigest()
+
+
+def _which(config: DictConfig) -> dict:
+    """What of a data set's config decides its images, but for their place."""
+    found = plain(config).get("dataset") or {}
+    return {k: v for k, v in found.items() if k not in ("path", "cache", "decoded")}
 
 
 def _trained(config: DictConfig) -> DictConfig:

@@ -159,9 +159,10 @@ def _health(e: Evaluation) -> Told:
     with torch.no_grad():
         views, tap = augment(some, fold_seed("health", e.seed)), e.tap(s)
         h1, h2 = (torch.cat([tap(x.to(dtype_of(s.backbone))).float() for x in v.split(e.batch_size)]) for v in views)
-    told = representation_health(features[spread(len(features), min(SAMPLE, len(features)))], h1, h2)
+    sample = features[spread(len(features), min(SAMPLE, len(features)))]
+    told = representation_health(sample, h1, h2) | {"images": len(sample), "images_viewed": len(some)}
     found = {"this": features, **{name: e.features(images, other, weights_hash(other.backbone)) for name, other in e.others.items()}}
-    return {**told, "images": len(images), **({"cka": cka_matrix(found)} if e.others else {})}
+    return {**told, **({"images_cka": len(images), "cka": cka_matrix(found)} if e.others else {})}
 
 
 def _several(value: Any) -> list[Any]:

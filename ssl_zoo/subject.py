@@ -34,41 +34,58 @@ def of_run(run: Path, trained: DictConfig, data: Data, net: str, image_size: int
     size = known.get("image_size") or data.train.image_size
     backbone = build(trained, "backbone", image_size=size)  # whose stem and patches are for the size that it was trained with
     notes: tuple[str, ...] = ()
+    epochs = known.get("epochs", trained.epochs)  # a run that goes on has weights of fewer epochs than its config says
     if net == "auto":
         load_backbone(backbone, run / "backbone.safetensors")
     else:
-        notes = tuple(load_weights(backbone, run / "checkpoints" / "last.ckpt", net).lines())
+        file = run / "checkpoints" / "last.ckpt"
+        notes, epochs = tuple(load_weights(backbone, file, net).lines()), epochs_of(file)
     mean, std = tuple(known.get("mean") or data.mean), tuple(known.get("std") or data.std)
     if image_size:
         size = image_size
         try_size(backbone, "This run's backbone", size, "choose another image_size")
-    return Judged(backbone.to(device), size, mean, std, {"source": str(run), "net": net}, notes)
+    return Judged(backbone.to(device), size, mean, std, {"source": str(run), "net": net, "epochs": epochs}, notes)
 
 
-def of_weights(config: DictConfig, data: Data, device: torch.device) -> Judged:
-    """Weights from elsewhere: timm/<model>, torchvision/<model>, a backbone.safetensors of ssl_zoo, or a file of another project."""
+def epochs_of(checkpoint: Path) -> int:
+    """Whole epochs that a checkpoint of ssl_zoo has behind it."""
+    loops = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["loops"]
+    return int(loops["fit_loop"]["epoch_progress"]["current"]["processed"])
+
+
+def of_weights(config: DictConfig, data: Data, device: torch.device, like: Subject | None = None) -> Judged:
+    """Weights from elsewhere: timm/<model>, torchvision/<model>, a backbone.safetensors of ssl_zoo, or a file of another project. Images
+    are normalised as the weights say, else as for `like`, else by ImageNet's mean and deviation.
+    """
     named = config.weights.startswith(("timm/", "torchvision/"))
     state: Any = Path(config.weights)
     known = {} if named else _about(state)
-    name, (mean, std), size = None, IMAGENET, None
+    whole = bool(known)
+    if not known and not named and state.parent.name == "checkpoints":  # what the run says of its other weights
+        known = _about(state.parent.parent / "backbone.safetensors")
+    name, (mean, std), size = None, (like.mean, like.std) if like else IMAGENET, None
     if named:
         state, name, about = named_weights(config.weights)
         mean, std, size = about["mean"], about["std"], about["image_size"]
     mean, std = tuple(known.get("mean") or mean), tuple(known.get("std") or std)
     size = config.image_size or known.get("image_size") or size or data.train.image_size
+    if whole and config.net != "auto":
+        raise UserError(f"weights={config.weights} hold one network, so there is no net={config.net} to choose: leave net=auto.")
     if "backbone" in config:
         backbone = build(config, "backbone", image_size=size)
-    elif known.get("backbone"):  # our own file, which says what it is of
-        backbone = build(OmegaConf.create({"backbone": known["backbone"], "trust": config.trust}), "backbone", image_size=size)
+    elif whole and known.get("backbone"):  # our own file, which says what it is of
+        own = OmegaConf.create({"backbone": known["backbone"], "trust": config.trust})
+        backbone = build(own, "backbone", image_size=known.get("image_size") or size)
         load_backbone(backbone, state, device)
-        return Judged(backbone, size, mean, std, {"source": config.weights, "net": config.net})
+        try_size(backbone, "This backbone", size, "choose another image_size")
+        return Judged(backbone, size, mean, std, {"source": config.weights, "net": config.net, "epochs": known.get("epochs")})
     elif name:
         backbone = create(name, image_size=size, stem="model", patch_size=None)
     else:
         raise UserError(f"weights={config.weights} do not say what they are of: add backbone=... (ssl-zoo list backbones).")
     report = load_weights(backbone, state, config.net)
     told = (*report.lines(), f"images   {size} px, normalised by mean {_three(mean)} and deviation {_three(std)}")
-    return Judged(backbone.to(device), size, mean, std, {"source": config.weights, "net": config.net}, told)
+    return Judged(backbone.to(device), size, mean, std, {"source": config.weights, "net": config.net, "epochs": None}, told)
 
 
 def _three(values: tuple[float, ...]) -> str:

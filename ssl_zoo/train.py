@@ -109,6 +109,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         return {}
 
     about = {"name": name, "image_size": data.train.image_size, "mean": data.mean, "std": data.std, "backbone": plain(config.backbone)}
+    about |= {"epochs": trainer.current_epoch}
     save_backbone(method.evaluated, run / "backbone.safetensors", about)
     facts = {
         "name": name,

@@ -18,7 +18,7 @@ from ssl_zoo.data.images import Images
 from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.data.parquet import Parquet
 from ssl_zoo.errors import UserError
-from ssl_zoo.evaluate import evaluate
+from ssl_zoo.evaluate import evaluate, save_result
 from ssl_zoo.evaluation import feature_cache, knn
 from ssl_zoo.evaluation.amounts import amount
 from ssl_zoo.evaluation.features import Subject, extract
@@ -33,6 +33,7 @@ from ssl_zoo.judging import plan, variant
 from ssl_zoo.nn.backbones import create, tiny
 from ssl_zoo.nn.taps import Tap, pick, tokens
 from ssl_zoo.protocols import Evaluation
+from ssl_zoo.reports.results import told
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -342,6 +343,15 @@ def test_a_tap_gives_the_tokens_that_timm_gives():
     assert not torch.allclose(Tap(net, layer="blocks.1")(x), Tap(net, layer="blocks.1", pool="cls")(x))
 
 
+def test_tokens_of_an_averaging_transformer_are_normalised_too():
+    torch.manual_seed(0)
+    net = create("vit_tiny_patch16_224", image_size=32, kwargs={"depth": 2, "global_pool": "avg"}).eval()
+    x = torch.randn(2, 3, 32, 32)
+    for patches, others in tokens(net, x, 2):
+        for t in (patches, others):
+            torch.testing.assert_close(t.std(-1, correction=0), torch.ones(t.shape[:-1]), atol=0.01, rtol=0)
+
+
 def test_a_tap_of_a_convolutional_network_averages_over_positions():
     torch.manual_seed(0)
     net = create("resnet18", image_size=32).eval()
@@ -432,6 +442,11 @@ def test_finetuning_overfits_a_few_images_and_leaves_the_weights():
     assert found.history[-1] > 95
     assert found.history[0] < 70
     assert feature_cache.weights_hash(s.backbone) == before
+
+
+def test_finetuning_needs_two_images():
+    with pytest.raises(UserError, match="there is 1 with a label"):
+        finetune(subject(), coloured(1), coloured(4), FINETUNE, 0, CPU)
 
 
 @pytest.mark.parametrize("mix", [{"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}, {"label_smoothing": 0.1}])
@@ -560,6 +575,9 @@ BAD = {
     "protocol=linear_simclr protocol.momentum=0": "needs a momentum",
     "protocol=few_shot protocol.labels=null": "few_shot takes an amount of labels",
     "protocol=finetune protocol.labels=[1,5]": "finetune takes one amount",
+    "protocol=finetune protocol.base_lr=auto": "finetune takes a number",
+    "protocol=finetune protocol.base_lr=[0.1,0.2]": "finetune takes a number",
+    "protocol=linear_simclr protocol.base_lr=auto": "linear_simclr takes numbers",
     "protocol.name=foo": "is none that there is",
     "device=meta": "device takes auto, cpu",
     "features.layer=1": "null or the name of a layer",
@@ -579,6 +597,26 @@ def test_what_does_not_go_together_is_told_before_torch(words, tmp_path, monkeyp
         plan(["run=2024", *words.format(file=tmp_path / "file").split()], [])
 
 
+def test_files_of_results_are_told_apart(tmp_path):
+    def saved(path=None, **features):
+        config = OmegaConf.create({"net": "auto", "features": {"layer": None, "blocks": 1, "pool": "auto", **features}})
+        return save_result(tmp_path, "photos", config, "", {"protocol": "knn", "path": path}).name
+
+    assert saved("/a/photos") == saved("/a/photos") == "knn-photos.json"
+    assert saved("/b/photos") == saved("/b/photos") != "knn-photos.json"
+    assert saved(layer="blocks.3") == "knn-photos-blocks.3.json"
+    assert saved(layer="blocks.3", pool="cls") == "knn-photos-blocks.3-cls.json"
+    assert saved(blocks=4) == "knn-photos-auto4.json"
+
+
+def test_several_data_sets_are_told_whatever_the_protocol():
+    one = {"protocol": "few_shot", "dataset": "a", "train_images": 9, "test_images": 5, "classes": ["x"],
+           "seconds": {"features": 1.0, "protocol": 1.0},
+           "results": [{"labels": "1 %", "top1": 43.25, "std": None, "images": 3, "per_draw": [43.25]}]}  # fmt: skip
+    said = told([one, {**one, "dataset": "b", "results": [{**one["results"][0], "top1": 51.5}]}])
+    assert all(word in said for word in ("few_shot on a", "few_shot on b", "43.2 %", "51.5 %"))
+
+
 def test_settings_that_are_not_the_usual_get_letters(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
@@ -588,7 +626,10 @@ def test_settings_that_are_not_the_usual_get_letters(tmp_path, monkeypatch):
     assert letters() == letters("protocol=knn") == letters("batch_size=8", "device=cpu", "dataset=shapes") == ""
     assert letters("protocol=linear") == ""
     several = [letters(w) for w in ("protocol.k=5", "seed=1", "data.subset=50", "image_size=64")]
-    assert len({*several, ""}) == 5
+    several.append(letters("dataset=shapes", "dataset.train_size=32"))
+    assert len({*several, ""}) == 6
+    (tmp_path / "photos").mkdir()
+    assert letters("dataset=folder", "dataset.path=photos") == ""
     assert compose("eval", ["run=r", "dataset=shapes", "backbone=vit_t", "backbone.kwargs={num_heads:12}"]).backbone.kwargs == {
         "num_heads": 12
     }

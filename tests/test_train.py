@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,7 +108,9 @@ def test_eval_gives_the_numbers_of_the_summary(finished):
 
 @pytest.mark.slow
 def test_one_backbone_is_judged_on_other_data_and_from_a_file(finished, tmp_path):
-    run, _ = finished
+    run = Path(shutil.copytree(finished[0], tmp_path / "longer"))
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("\nepochs: 2\n", "\nepochs: 30\n"))  # as of a run that goes on
     for name, colours in (("warm", ((200, 60, 20), (150, 140, 0))), ("cold", ((0, 60, 200), (0, 160, 120)))):
         for split, count in (("train", 12), ("test", 4)):
             for c, colour in enumerate(colours):
@@ -119,21 +123,37 @@ def test_one_backbone_is_judged_on_other_data_and_from_a_file(finished, tmp_path
     found = [json.loads(next((run / "eval").glob(f"knn-{name}-*.json")).read_text()) for name in ("warm", "cold")]
     assert [f["top1"] for f in found] == [100.0, 100.0]
     assert found[0]["classes"] == ["0", "1"]
+    assert found[0]["epochs"] == 2  # those of the weights
     assert found[0]["features"]["image_size"] == 32  # what the run was trained with, not the folder's own 40
     words = ["dataset=folder", f"dataset.path={tmp_path}/warm", "protocol.k=3", "out=results"]
     done = command("eval", f"weights={run}/backbone.safetensors", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     again = json.loads((tmp_path / "results" / "eval" / next((tmp_path / "results" / "eval").iterdir()).name).read_text())
-    assert "<td>knn</td>" in (tmp_path / "results" / "report.html").read_text()
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert "<td>knn</td>" in page
+    assert {"map", "neighbours", "patches", "confusion"} <= set(re.findall(r'<img alt="(\w+)"', page))
+    same_name = shutil.copytree(tmp_path / "warm", tmp_path / "elsewhere" / "warm")
+    assert command("eval", f"weights={run}/backbone.safetensors", *words, f"dataset.path={same_name}", cwd=tmp_path).returncode == 0
+    assert len(list((tmp_path / "results" / "eval").iterdir())) == 2
     assert again["weights"] == found[0]["weights"]
     assert again["top1"] == 100.0
-    done = command("eval", f"run={run}", "net=student", "protocol=health", f"protocol.compare=[{run}]", cwd=tmp_path)
+    last = f"{run}/checkpoints/last.ckpt"
+    done = command("eval", f"run={run}", "net=student", "protocol=health", f"protocol.compare=[{run},{last}]", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     health = json.loads(next((run / "eval").glob("health-student-*.json")).read_text())
-    assert health["cka"]["matrix"][0][1] == pytest.approx(1.0)
+    assert health["cka"]["matrix"][0][1:] == pytest.approx([1.0, 1.0])
+    assert health["epochs"] == 2
+    words = [f"weights={last}", "backbone=tiny", "dataset=shapes", "dataset.test_size=64", "dataset.train_size=64"]
+    done = command("eval", *words, "protocol=health", f"protocol.compare=[{run}]", "out=checkpoint", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    health = json.loads(next((tmp_path / "checkpoint" / "eval").glob("health-*.json")).read_text())
+    assert health["cka"]["matrix"][0][1] == pytest.approx(1.0)  # normalised as in the run
     refused = command("eval", f"run={run}", "net=teacher", cwd=tmp_path)
     assert refused.returncode == 2
     assert "no teacher" in refused.stderr
+    refused = command("eval", f"weights={run}/backbone.safetensors", "net=teacher", "dataset=shapes", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "hold one network" in refused.stderr
 
 
 def test_a_run_is_never_written_over(finished):

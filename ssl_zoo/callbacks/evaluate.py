@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -22,7 +21,7 @@ from ssl_zoo.distributed import broadcast_buffers, fold_seed
 from ssl_zoo.evaluation.features import eval_mode, extract, raw_pixels
 from ssl_zoo.evaluation.knn import accuracy
 from ssl_zoo.evaluation.labelled import knn_top1, labelled_pair, linear
-from ssl_zoo.evaluation.pictures import figure_data
+from ssl_zoo.evaluation.pictures import figure_data, save_figure_data
 
 SAMPLE = 2048  # images in the health numbers
 RAW = 50_000  # images in the bank of raw pixels: 600 MB
@@ -181,8 +180,4 @@ class Evaluate(Callback):
 
         known = j.known if bank is not None else None
         data = figure_data(module.evaluated, j.test, queries, j.mean, j.std, views, known, bank, j.options["map"], j.seed)
-        self.figures.mkdir(parents=True, exist_ok=True)
-        part = self.figures / "data.npz.part"
-        with open(part, "wb") as f:
-            np.savez_compressed(f, **data)  # type: ignore[arg-type]
-        part.replace(self.figures / "data.npz")
+        save_figure_data(self.figures, data)

@@ -15,6 +15,7 @@ from ssl_zoo.augment.fused_engine import FusedEngine
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.loader import Loader
 from ssl_zoo.distributed import fold_seed
+from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.amounts import amount
 from ssl_zoo.evaluation.features import Subject, extract
 from ssl_zoo.evaluation.few_shot import draw
@@ -56,6 +57,8 @@ def finetune(
     if options["labels"] is not None:
         train = train.take(draw(train.labels, amount(options["labels"])[1], fold_seed("finetune", seed)))  # type: ignore[arg-type]
     backbone = copy.deepcopy(subject.backbone).requires_grad_(True)
+    if len(train) < 2:
+        raise UserError("finetune mixes pairs of images, but there is 1 with a label: give protocol.labels more.")
     batch = min(options["batch_size"], len(train)) // 2 * 2  # timm mixes pairs
     generator = torch.Generator().manual_seed(fold_seed("head", seed))
     net = Classifier(backbone, int(backbone.num_features), train.num_classes, generator).to(device)  # type: ignore[arg-type]

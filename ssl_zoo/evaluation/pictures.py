@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,15 @@ from ssl_zoo.evaluation.knn import nearest
 log = logging.getLogger("ssl_zoo")
 MAPPED = 2048  # images in the map of features
 FEW = 10  # below it neighbours are no neighbourhood, and a map shows principal components whatever the method
+
+
+def save_figure_data(folder: Path, data: dict[str, np.ndarray]) -> None:
+    """Write data.npz of a folder of figures, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "data.npz.part"
+    with open(part, "wb") as f:
+        np.savez_compressed(f, **data)  # type: ignore[arg-type]
+    part.replace(folder / "data.npz")
 
 
 def figure_data(

@@ -89,7 +89,10 @@ def tokens(backbone: nn.Module, images: Tensor, blocks: int) -> Tokens:
     found = backbone.forward_intermediates(  # type: ignore[operator]
         images, indices=blocks, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
     )
-    return [(t[0], t[1]) if isinstance(t, (tuple, list)) else (t, None) for t in found]
+    norm = getattr(backbone, "fc_norm", None) if isinstance(getattr(backbone, "norm", None), nn.Identity) else None  # of averaging ones
+    normed = norm if isinstance(norm, nn.Module) else nn.Identity()
+    pairs = ((t[0], t[1]) if isinstance(t, (tuple, list)) else (t, None) for t in found)
+    return [(normed(patches), None if others is None else normed(others)) for patches, others in pairs]
 
 
 def pick(found: Tokens, blocks: int, pool: str) -> Tensor:

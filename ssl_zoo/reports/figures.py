@@ -32,9 +32,12 @@ def read_metrics(run: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def draw_all(run: Path) -> dict[str, tuple[Path, str]]:
-    """Draw every figure of the run that the folder has data for into figures/: {name: (file, caption)} in the order of the report."""
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    metrics = read_metrics(run)
+    """Draw every figure that the folder has data for into figures/: {name: (file, caption)} in the order of the report. Weights from
+    elsewhere have neither summary nor metrics.
+    """
+    whole = (run / "summary.json").is_file()
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8")) if whole else {"baselines": {}}
+    metrics = read_metrics(run) if whole else {}
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
     data = dict(np.load(folder / "data.npz")) if (folder / "data.npz").is_file() else {}
@@ -98,14 +101,14 @@ def curves(metrics: dict, summary: dict[str, Any]) -> Figure | None:
 
 def health(metrics: dict, summary: dict[str, Any]) -> Figure | None:
     """The four collapse numbers over training."""
+    if "health/effective_rank" not in metrics:
+        return None
     shown = (
         ("health/feature_std", "Spread of unit features", "0 = every image the same, 1 = isotropic"),
         ("health/effective_rank", "Effective rank", f"of {summary['num_features']} dimensions"),
         ("health/alignment", "Alignment of two views", "squared distance, lower = more invariant"),
         ("health/uniformity", "Uniformity", "lower = more evenly spread"),
     )
-    if "health/effective_rank" not in metrics:
-        return None
     figure, axes = plt.subplots(1, 4, figsize=(12.5, 2.5))
     for ax, (key, title, what) in zip(axes, shown, strict=True):
         ax.plot(*metrics[key], "o-", color=MAIN, ms=3, lw=1.4)

@@ -65,7 +65,7 @@ def write_report(run: Path) -> Path:
     )
     body = (
         f'<p class="verdict{bad}">{escape(summary["verdict"])}</p>\n<div class="cards">{shown}</div>\n',
-        *(section(picture(name, file, caption)) for name, (file, caption) in draw_all(run).items()),
+        _pictures(run),
         evaluation_section(run),
         section(facts(rows(summary)), "The run"),
         section(f'<pre>{escape(summary["command"])}</pre><p class="note">{escape(versions)}</p>', "Get it again"),
@@ -73,9 +73,13 @@ def write_report(run: Path) -> Path:
     return write_page(run / "report.html", page(" · ".join(summary["name"].split("_", 2)), "".join(body)))
 
 
+def _pictures(folder: Path) -> str:
+    return "".join(section(picture(name, file, caption)) for name, (file, caption) in draw_all(folder).items())
+
+
 def write_evaluations(folder: Path, title: str) -> Path:
-    """report.html of a folder that holds no run, only what `ssl-zoo eval` found in eval/. Returns the page."""
-    return write_page(folder / "report.html", page(title, evaluation_section(folder)))
+    """report.html of a folder that holds no run, only what `ssl-zoo eval` found of other weights. Returns the page."""
+    return write_page(folder / "report.html", page(title, _pictures(folder) + evaluation_section(folder)))
 
 
 def table(summary: dict[str, Any], run: Path) -> list[tuple[str, str]]:

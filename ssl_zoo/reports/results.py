@@ -5,12 +5,11 @@ from typing import Any
 
 def told(results: list[dict[str, Any]]) -> str:
     """One line for each number of a result; for several data sets one line each."""
-    if len(results) > 1:
+    if len(results) > 1 and all("top1" in r for r in results):
         width = max(len(r["dataset"]) for r in results)
         head = f"{'':{width}}  {'top-1 %':>8}  {'95 % interval':>14}  {'top-5 %':>8}  {'train':>8}  {'test':>7}  {'classes':>7}"
         return "\n".join([head, *(f"{r['dataset']:{width}}  {_row(r)}" for r in results)])
-    (r,) = results
-    return "\n".join(f"{key:14}{value}" for key, value in lines(r))
+    return "\n".join(f"{key:15}{value}" for r in results for key, value in lines(r))
 
 
 def _row(r: dict[str, Any]) -> str:
