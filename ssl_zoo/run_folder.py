@@ -1,15 +1,21 @@
 """The folder of a run: a new one, and which of its checkpoints can be read."""
 
+import errno
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from ssl_zoo.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def run_folder(config: DictConfig, name: str) -> Path:
@@ -29,6 +35,24 @@ def run_folder(config: DictConfig, name: str) -> Path:
     except OSError as e:
         raise UserError(f"The run folder {run} cannot be made ({e.strerror}): choose another with run=... or out=...") from e
     return run
+
+
+HELD: dict[Path, IO[bytes]] = {}  # the locks of this process
+
+
+def claim(run: Path) -> None:
+    """Keep other processes from training into `run` until this one ends, in whatever way. The lock is the system's, not the file."""
+    if rank_zero_only.rank or fcntl is None:
+        return
+    file = open(run / ".lock", "ab")  # noqa: SIM115 -- held to the end
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        file.close()
+        if e.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"run={run} is being trained by another process: let it finish, or stop it first.") from e
+        return  # a network disk without locks
+    HELD[run] = file
 
 
 def say(line: str) -> None:

@@ -30,7 +30,7 @@ from ssl_zoo.evaluation.labelled import labelled_pair
 from ssl_zoo.export import save_backbone
 from ssl_zoo.fingerprint import config_hash
 from ssl_zoo.reports.summary import write_summary
-from ssl_zoo.run_folder import readable_checkpoint, run_folder, say
+from ssl_zoo.run_folder import claim, readable_checkpoint, run_folder, say
 from ssl_zoo.saved import save_config
 
 DECODE_ONCE = "; data.decoded=true decodes them once, into the cache"
@@ -55,6 +55,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         config.dataset.decoded = not isinstance(data.train.pixels, OnDemand)
     method = build_method(config, data)
     run = resume or run_folder(config, name)
+    claim(run)
     about = {"name": name, "image_size": data.train.image_size, "mean": data.mean, "std": data.std, "backbone": plain(config.backbone)}
     data_seconds = time.perf_counter() - started
 

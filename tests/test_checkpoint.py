@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -21,7 +22,7 @@ from ssl_zoo.continued import changed, run_to_continue
 from ssl_zoo.errors import UserError
 from ssl_zoo.files import whole
 from ssl_zoo.fingerprint import config_hash
-from ssl_zoo.run_folder import readable_checkpoint
+from ssl_zoo.run_folder import claim, readable_checkpoint
 from ssl_zoo.saved import load_run, save_config
 
 
@@ -200,6 +201,21 @@ def test_a_damaged_checkpoint_does_not_push_out_the_good_one(run):
     assert torch.load(run / "checkpoints" / "previous.ckpt")["global_step"] == 1
     files.save_checkpoint(checkpoint(3), run / "checkpoints" / "last.ckpt")
     assert torch.load(run / "checkpoints" / "previous.ckpt")["global_step"] == 2
+
+
+def test_two_processes_do_not_train_into_one_folder(run):
+    told, tell = os.pipe()
+    other = os.fork()
+    if not other:
+        claim(run)
+        os.write(tell, b"x")
+        signal.pause()
+    os.read(told, 1)
+    with pytest.raises(UserError, match="is being trained by another process"):
+        claim(run)
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
+    claim(run)
 
 
 # ---------------------------------------------------------------------------------------------- metrics.csv

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ssl_zoo.callbacks.checkpoint import WholeFiles
 from ssl_zoo.callbacks.evaluate import Evaluate
 from ssl_zoo.cli import main
 from ssl_zoo.methods.base import Method
@@ -134,6 +136,31 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, method):
     code, told = go(tmp_path, "resume", "run=cut")
     assert code == 0, told
     assert state(tmp_path / "cut")["global_step"] == 12
+    same_end(tmp_path / "whole", tmp_path / "cut")
+
+
+def _kill_behind_checkpoint(step):
+    before = WholeFiles.save_checkpoint
+
+    def save_checkpoint(self, checkpoint, *args, **kwargs):
+        before(self, checkpoint, *args, **kwargs)
+        if checkpoint["global_step"] == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    WholeFiles.save_checkpoint = save_checkpoint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [6, 7])
+def test_no_row_is_lost_that_lightning_logs_after_the_checkpoint(tmp_path, step):
+    """Killed at once after the checkpoint at the end of the first epoch, which was judged, and after one within the second."""
+    words = [*WORDS, "method=vicreg", *METHODS["vicreg"]]
+    assert go(tmp_path, *words, "run=whole")[0] == 0
+    killed = go(tmp_path, *words, "checkpoint.every_n_steps=1", "run=cut", before=partial(_kill_behind_checkpoint, step))
+    assert killed[0] == -signal.SIGKILL, killed[1]
+    assert [r["step"] for r in rows(tmp_path / "cut")] == [str(s) for s in range(step)]
+    code, told = go(tmp_path, "resume", "run=cut")
+    assert code == 0, told
     same_end(tmp_path / "whole", tmp_path / "cut")
 
 
