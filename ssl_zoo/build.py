@@ -14,6 +14,7 @@ from torch import nn
 from ssl_zoo.augment.fused_engine import FusedEngine
 from ssl_zoo.augment.kornia_engine import KorniaEngine
 from ssl_zoo.augment.spec import View, resolve_all
+from ssl_zoo.callbacks.checkpoint import WholeFiles
 from ssl_zoo.callbacks.loggers import build_loggers
 from ssl_zoo.checks import check_located
 from ssl_zoo.config import plain
@@ -120,6 +121,7 @@ def build_trainer(config: DictConfig, run: Path, callbacks: list[L.Callback]) ->
             **options,
             callbacks=callbacks,
             logger=loggers,
+            plugins=[WholeFiles(run)],
             default_root_dir=run,
             enable_model_summary=False,
             use_distributed_sampler=False,

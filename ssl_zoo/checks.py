@@ -13,6 +13,7 @@ import hydra
 
 from ssl_zoo.augment.spec import resolve_all
 from ssl_zoo.errors import UserError
+from ssl_zoo.metrics import BETTER
 from ssl_zoo.rules import RULES
 
 TRUSTED = ("ssl_zoo", "torch", "torchvision", "timm", "kornia.augmentation", "lightning.pytorch")
@@ -153,6 +154,12 @@ def check_paths_and_views(config: dict, reference: dict) -> None:
         raise UserError(f"dataset.path={path} does not exist.")
     if "augment" in config:
         resolve_all(config["augment"], dataset.get("image_size") or 224)
+
+
+def check_metric(config: dict) -> None:
+    best = (config.get("checkpoint") or {}).get("best")
+    if best is not None and best not in BETTER:
+        raise unknown("metric", str(best), BETTER)
 
 
 def check_packages(config: dict) -> None:

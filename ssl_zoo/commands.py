@@ -27,19 +27,30 @@ def do_pretrain(words: list[str], options: dict[str, str]) -> int:
     if "cfg" in options:
         return show(config)
     name = run_name(words, config_dirs(options))
+    commands, resume = [command_line(words, options)], None
+    if config.resume == "auto":
+        from ssl_zoo.continued import run_to_continue
+        from ssl_zoo.saved import commands_of
+
+        resume, done = run_to_continue(config, name)
+        if resume and done:
+            print(f"run={resume} has finished its {config.epochs} epochs: see {resume}/report.html (without resume=auto a new run starts).")
+            return 0
+        commands = list(dict.fromkeys([*commands_of(resume), *commands])) if resume else commands
     from ssl_zoo.train import pretrain
 
-    return finish(pretrain(config, name, [command_line(words, options)]))
+    return finish(pretrain(config, name, commands, resume=resume))
 
 
 def do_resume(words: list[str], options: dict[str, str]) -> int:
+    from ssl_zoo.continued import has_checkpoint
     from ssl_zoo.saved import commands_of, load_run
 
     run, words = take_run(words, "resume")
     config = load_run(run, words)
     if "cfg" in options:
         return show(config)
-    if not (run / "checkpoints" / "last.ckpt").is_file():
+    if not has_checkpoint(run):
         raise UserError(f"{run}/checkpoints/last.ckpt is missing, so there is nothing to continue: start the run again.")
     done = finished_epochs(run)
     if done is not None and config.epochs <= done:

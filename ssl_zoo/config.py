@@ -15,7 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ssl_zoo.checks import check_packages, check_paths_and_views, check_target, check_values, targets, unknown
+from ssl_zoo.checks import check_metric, check_packages, check_paths_and_views, check_target, check_values, targets, unknown
 from ssl_zoo.errors import UserError
 
 NAMES_A_RECIPE = ("method", "backbone", "dataset", "recipe", "experiment")
@@ -195,6 +195,7 @@ def check_complete(config: DictConfig) -> None:
     if missing:
         raise UserError(f"{missing[0]} is needed: add {missing[0]}=... to the command.")
     whole = plain(config)
+    check_metric(whole)
     for key, target in targets(whole):
         check_target(key, target, whole.get("trust") or ())
 

@@ -6,9 +6,11 @@ gradients that DDP takes is the gradient of that loss.
 """
 
 import hashlib
+import random
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -114,3 +116,10 @@ def fold_seed(*parts: int | str) -> int:
     """One 63-bit seed from several numbers or words, such as (seed, rank, step); neighbours give unrelated streams."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch, numpy and Python. Done before every step, so that no state of theirs has to be saved to resume."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

@@ -1,4 +1,4 @@
-"""Weights of a finished run as a file of its own."""
+"""Weights of a run as a file of its own."""
 
 import json
 from pathlib import Path
@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from ssl_zoo.errors import UserError
+from ssl_zoo.files import whole
 
 
 def save_backbone(backbone: nn.Module, file: Path, about: dict[str, Any]) -> None:
     """The backbone's state dict under timm's names; `about` goes into the header as JSON. Written whole or not at all."""
     state = {k: v.detach().cpu().contiguous().clone() for k, v in backbone.state_dict().items()}
-    part = file.with_suffix(".part")
-    save_file(state, part, metadata={"ssl_zoo": json.dumps(about)})
-    part.replace(file)
+    with whole(file) as f:
+        f.write(save(state, metadata={"ssl_zoo": json.dumps(about)}))
 
 
 def load_backbone(backbone: nn.Module, file: Path, device: torch.device | str = "cpu") -> nn.Module:

@@ -93,7 +93,10 @@ def _which(config: DictConfig) -> dict:
 def _trained(config: DictConfig) -> DictConfig:
     trained, run = load_run(config.run, trust=config.trust), Path(config.run)
     if not (run / "backbone.safetensors").is_file():
-        raise UserError(f"{run} has no backbone.safetensors yet: let the run finish, or continue it with ssl-zoo resume run={run}.")
+        raise UserError(
+            f"{run} has no backbone.safetensors yet: let the run finish, continue it with ssl-zoo resume run={run}, or judge "
+            f"weights={run}/checkpoints/backbone.safetensors in place of run."
+        )
     if config.net != "auto" and not (run / "checkpoints" / "last.ckpt").is_file():
         raise UserError(f"net={config.net} is read from {run}/checkpoints/last.ckpt, which is missing: use net=auto.")
     return trained

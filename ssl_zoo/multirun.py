@@ -27,7 +27,8 @@ def multirun(words: list[str], options: dict[str, str]) -> int:
             continue
         folder = config.run or str(Path(config.out) / run_name(job, dirs) / f"{stamp}_{number}")
         extra = ["--config-dir", dirs[0]] if dirs else []
-        commands.append([sys.executable, "-m", "ssl_zoo", "pretrain", *extra, *job, override("run", folder)])
+        place = [] if config.resume == "auto" else [override("run", folder)]  # auto looks for its run, or starts one
+        commands.append([sys.executable, "-m", "ssl_zoo", "pretrain", *extra, *job, *place])
     codes = []
     for number, (job, command) in enumerate(zip(jobs, commands, strict=False), 1):
         print(f"[{number}/{len(jobs)}] {command_line(job, options)}", flush=True)

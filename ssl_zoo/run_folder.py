@@ -1,13 +1,21 @@
-"""The folder of a run: a new one, and whether its checkpoint can be read."""
+"""The folder of a run: a new one, and which of its checkpoints can be read."""
 
+import errno
 import time
+import zipfile
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from ssl_zoo.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def run_folder(config: DictConfig, name: str) -> Path:
@@ -19,7 +27,8 @@ def run_folder(config: DictConfig, name: str) -> Path:
             run, n = base.with_name(f"{base.name}-{n}"), n + 1
     if rank_zero_only.rank:
         return run
-    if (run / "config.yaml").exists():
+    begun = config.get("resume") == "auto" and not list(run.glob("checkpoints/*.ckpt"))  # by the same config, and nothing saved yet
+    if (run / "config.yaml").exists() and not begun:
         raise UserError(f"run={run} already holds a run: choose another folder, or continue it with ssl-zoo resume run={run}.")
     try:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -28,10 +37,53 @@ def run_folder(config: DictConfig, name: str) -> Path:
     return run
 
 
-def check_checkpoint(file: Path) -> None:
-    """Refuse a checkpoint that cannot be read before anything of the run is changed."""
+HELD: dict[Path, IO[bytes]] = {}  # the locks of this process
+
+
+def claim(run: Path) -> None:
+    """Keep other processes from training into `run` until this one ends, in whatever way. The lock is the system's, not the file."""
+    if rank_zero_only.rank or fcntl is None:
+        return
+    file = open(run / ".lock", "ab")  # noqa: SIM115 -- held to the end
     try:
-        torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as e:  # torch raises exceptions of many kinds for a damaged file
-        reason = str(e).splitlines()[0][:160]
-        raise UserError(f"{file} cannot be read ({reason}): restore it from a copy or start a new run.") from e
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        file.close()
+        if e.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"run={run} is being trained by another process: let it finish, or stop it first.") from e
+        return  # a network disk without locks
+    HELD[run] = file
+
+
+def say(line: str) -> None:
+    """Print on the first rank."""
+    if not rank_zero_only.rank:
+        print(line)
+
+
+def readable_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint of a run that can be read, last.ckpt or the one before it, and where it is in the training: {"global_step",
+    "callbacks"}. Nothing of the run is changed.
+    """
+    last, previous = (run / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    reason = "it is missing"
+    if last.is_file():
+        try:
+            return last, _read(last)
+        except Exception as e:  # torch raises exceptions of many kinds for a damaged file
+            reason = str(e).splitlines()[0][:160] if str(e) else type(e).__name__
+    try:
+        found = _read(previous)
+    except Exception as e:
+        raise UserError(f"{last} cannot be read ({reason}): restore it from a copy or start a new run.") from e
+    say(f"{last} cannot be read ({reason}): going on from the checkpoint before it, of step {found['global_step']}.")
+    return previous, found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A checkpoint, mapped; every byte of it is held against its checksums, which torch does not do."""
+    with zipfile.ZipFile(file) as archive:
+        if (bad := archive.testzip()) is not None:
+            raise ValueError(f"{bad} is damaged")
+    found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return {"global_step": found["global_step"], "callbacks": {"Place": found["callbacks"].get("Place", {})}}  # and not what is mapped

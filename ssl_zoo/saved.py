@@ -1,26 +1,31 @@
 """config.yaml of a run folder: written whole or not at all, read back as something that may have been tampered with."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_zoo.checks import check_values, unknown
 from ssl_zoo.config import all_keys, check_complete, compose, is_known, parse, plain
 from ssl_zoo.errors import UserError
+from ssl_zoo.files import whole
 
-RESUMABLE = ("epochs", "trust", "data.resident", "data.workers", "data.worker_kind", "data.cache", "evaluation.", "logger.", "trainer.")
-FIXED = ("trainer.devices", "trainer.num_nodes", "trainer.accumulate_grad_batches", "trainer.max_epochs")
+RESUMABLE = ("epochs", "trust", "data.resident", "data.workers", "data.worker_kind", "data.cache", "evaluation.", "logger.", "trainer.",
+             "checkpoint.", "batch_size")  # fmt: skip
+FIXED = ("trainer.max_epochs",)
+LATER = ("checkpoint", "resume")  # groups that runs of older versions lack
 
 
 def save_config(config: DictConfig, run: Path, commands: Iterable[str]) -> None:
     """Write `config` and, as comments above it, the commands that made this run."""
-    part = run / "config.yaml.part"
+    config = config.copy()
+    config.resume = None  # how it was started, not what it is
     head = "".join(f"# {' '.join(line.split())}\n" for line in commands)
-    part.write_text(head + OmegaConf.to_yaml(config), encoding="utf-8")
-    part.replace(run / "config.yaml")
+    with whole(run / "config.yaml") as f:
+        f.write((head + OmegaConf.to_yaml(config)).encode())
 
 
 def commands_of(run: Path) -> list[str]:
@@ -45,13 +50,17 @@ def load_run(run: str | Path, overrides: Iterable[str] = (), trust: Iterable[str
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as e:
         raise UserError(f"{file} cannot be read ({' '.join(str(e).split())[:160]}): restore it from a copy or start a new run.") from e
     reference = compose("train", [])
+    for key in LATER if isinstance(config, DictConfig) else ():
+        known.setdefault(key, plain(reference)[key])
+        config.setdefault(key, reference[key])
     lacking = _lacking(reference, known)
     if lacking or not isinstance(config, DictConfig):
         raise UserError(f"{file} lacks {lacking}, so it is not a whole config of ssl_zoo: restore it from a copy or start a new run.")
-    for group in ("data", "trainer", "evaluation"):  # a run of an older version lacks what came later
+    for group in ("data", "trainer", "evaluation", "checkpoint"):  # a run of an older version lacks what came later
         config[group] = OmegaConf.merge(reference[group], config[group])
     config.trust = list(trust)
     known = plain(config)
+    images = _images_per_step(config)
     for o in parse(list(overrides)):
         key = o.key_or_group
         if not is_known(known, key):
@@ -66,7 +75,20 @@ def load_run(run: str | Path, overrides: Iterable[str] = (), trust: Iterable[str
             config.trainer.max_epochs = o.value()
     check_values(plain(config), known)
     check_complete(config)
+    if images and (now := _images_per_step(config)) and now != images:
+        raise UserError(
+            f"resume cannot change the {images} images per step to {now} (batch_size x devices x nodes x accumulation), on which the "
+            f"training so far depends: change them together, or start a new run for that."
+        )
     return config
+
+
+def _images_per_step(config: DictConfig) -> int | None:
+    """The global batch, where the config alone tells how many devices there are."""
+    t = config.trainer
+    devices = len(t.devices) if isinstance(t.devices, ListConfig) else t.devices
+    kinds = [config.batch_size, devices, t.num_nodes, t.accumulate_grad_batches]
+    return math.prod(kinds) if all(isinstance(k, int) and k > 0 for k in kinds) else None
 
 
 def _lacking(reference: DictConfig, config: dict) -> str | None:

@@ -62,7 +62,7 @@ def of_weights(config: DictConfig, data: Data, device: torch.device, like: Subje
     known = {} if named else _about(state)
     whole = bool(known)
     if not known and not named and state.parent.name == "checkpoints":  # what the run says of its other weights
-        known = _about(state.parent.parent / "backbone.safetensors")
+        known = _about(state.with_name("backbone.safetensors")) or _about(state.parent.parent / "backbone.safetensors")
     name, (mean, std), size = None, (like.mean, like.std) if like else IMAGENET, None
     if named:
         state, name, about = named_weights(config.weights)

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from ssl_zoo.build import build_data, build_method, build_trainer
+from ssl_zoo.callbacks.checkpoint import Checkpoints, unwritten
 from ssl_zoo.callbacks.evaluate import Evaluate, Judge
 from ssl_zoo.callbacks.health import Health
 from ssl_zoo.callbacks.loggers import sync_command
+from ssl_zoo.callbacks.place import Place
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.callbacks.progress import RunProgress
-from ssl_zoo.callbacks.stop import Place, Stop, Stopped
+from ssl_zoo.callbacks.stop import Stop, Stopped
 from ssl_zoo.callbacks.throughput import Throughput
 from ssl_zoo.config import plain
+from ssl_zoo.continued import changed
 from ssl_zoo.data.feed import worker_error
 from ssl_zoo.data.loader import Loader
 from ssl_zoo.data.ondemand import OnDemand
@@ -28,7 +29,7 @@ from ssl_zoo.evaluation.labelled import labelled_pair
 from ssl_zoo.export import save_backbone
 from ssl_zoo.fingerprint import config_hash
 from ssl_zoo.reports.summary import write_summary
-from ssl_zoo.run_folder import check_checkpoint, run_folder
+from ssl_zoo.run_folder import claim, readable_checkpoint, run_folder, say
 from ssl_zoo.saved import save_config
 
 DECODE_ONCE = "; data.decoded=true decodes them once, into the cache"
@@ -45,9 +46,7 @@ def quieten() -> None:
 def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | None = None) -> dict[str, Any]:
     """Train as `config` says into a run folder (`resume` continues one) and return its summary. commands: what made the run."""
     quieten()
-    last_file = resume / "checkpoints" / "last.ckpt" if resume else None
-    if last_file:
-        check_checkpoint(last_file)
+    file, state = readable_checkpoint(resume) if resume else (None, {})
     started = time.perf_counter()
     L.seed_everything(config.seed, verbose=False)
     data = build_data(config)
@@ -55,8 +54,8 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         config.dataset.decoded = not isinstance(data.train.pixels, OnDemand)
     method = build_method(config, data)
     run = resume or run_folder(config, name)
-    if not rank_zero_only.rank:
-        save_config(config, run, commands)
+    claim(run)
+    about = {"name": name, "image_size": data.train.image_size, "mean": data.mean, "std": data.std, "backbone": plain(config.backbone)}
     data_seconds = time.perf_counter() - started
 
     judge = Judge(data.train, data.test, data.mean, data.std, plain(config.evaluation), config.seed)
@@ -64,7 +63,12 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     probe = OnlineProbe(method.backbone.num_features, data.train.num_classes) if labelled else None
     watch = Health(config.evaluation.health_every_n_steps)
     evaluate = Evaluate(judge, run / "figures", probe, watch)
-    last = ModelCheckpoint(run / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+
+    def weights(file: Path) -> None:
+        epochs = trainer.fit_loop.epoch_progress.current.processed
+        save_backbone(method.evaluated, file, about | {"epochs": epochs})
+
+    last = Checkpoints(run / "checkpoints", evaluate, weights, **plain(config.checkpoint))
     stop, speed = Stop(str(run / "checkpoints" / "last.ckpt")), Throughput()
     trainer = build_trainer(config, run, [speed, *([probe] if probe else []), watch, evaluate, RunProgress(), last, stop])
     if trainer.is_global_zero and evaluate.unlabelled:
@@ -86,20 +90,26 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         print(f"data          {loader.about()}{DECODE_ONCE if isinstance(data.train.pixels, OnDemand) else ''}")
         if getattr(method.augment, "compile_for", None):
             print("views         compiled when the first batch comes, which takes a while (augment.compile=false skips it)")
-    trainer.callbacks.append(Place(loader))
+    trainer.callbacks.append(place := Place(loader, trainer.accumulate_grad_batches))
+    if resume:
+        place.check(state)
+        trainer.strategy.checkpoint_io.replace = file.name != "last.ckpt"
+        say("\n".join([f"continuing    {run} after step {state['global_step']}", *(f"changed       {c}" for c in changed(run, config))]))
+    if trainer.is_global_zero:
+        save_config(config, run, commands)
     steps = -(-len(loader) // trainer.accumulate_grad_batches)
     steps = steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
     trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)  # so that every epoch, and the shortest run, shows its loss
     if config.trainer.compile:
         method.backbone.compile()
     try:
-        trainer.fit(method, loader, ckpt_path=str(last_file) if last_file else None, weights_only=True)
+        trainer.fit(method, loader, ckpt_path=file, weights_only=True)
     except Stopped as e:
         if not trainer.is_global_zero:
             return {}
         raise KeyboardInterrupt(f"{e} Continue with: ssl-zoo resume run={run}") from None
-    except RuntimeError as e:
-        if (ended := worker_error(e)) is None:
+    except (OSError, RuntimeError) as e:
+        if (ended := worker_error(e) or unwritten(e, run)) is None:
             raise
         raise ended from e
     if not evaluate.final:  # the run had been trained to its end, but not judged
@@ -108,9 +118,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     if not trainer.is_global_zero:
         return {}
 
-    about = {"name": name, "image_size": data.train.image_size, "mean": data.mean, "std": data.std, "backbone": plain(config.backbone)}
-    about |= {"epochs": trainer.current_epoch}
-    save_backbone(method.evaluated, run / "backbone.safetensors", about)
+    weights(run / "backbone.safetensors")
     facts = {
         "name": name,
         "command": "\n".join(commands),

@@ -28,8 +28,8 @@ from torch import nn
 from ssl_zoo.augment.kornia_engine import KorniaEngine, operations
 from ssl_zoo.augment.spec import resolve, resolve_all
 from ssl_zoo.callbacks.health import Health
+from ssl_zoo.callbacks.place import Place
 from ssl_zoo.callbacks.probe import OnlineProbe
-from ssl_zoo.callbacks.stop import Place
 from ssl_zoo.collapse.centering import sinkhorn
 from ssl_zoo.collapse.health import assignment_entropies, effective_rank, feature_std, verdict
 from ssl_zoo.collapse.teacher import Teacher

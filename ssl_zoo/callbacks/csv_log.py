@@ -1,6 +1,7 @@
 """metrics.csv: one row per logged step, readable while the run goes on, kept across a resume."""
 
 import csv
+import io
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -9,15 +10,20 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from ssl_zoo.files import whole
+
 
 class CSVLog(Logger):
-    """Append metrics to `folder`/metrics.csv. After a resume, rows from the resumed step on are written anew."""
+    """Append metrics to `folder`/metrics.csv. `start`: the step that training starts from, behind which rows are written anew; the row of
+    that step itself may be of the end of a run that goes on. None: the first step that is logged.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         self.file = Path(folder) / "metrics.csv"
         self.rows: list[dict[str, Any]] | None = None
         self.columns = ["step", "epoch"]
+        self.start: int | None = None
 
     @property
     def name(self) -> str:
@@ -35,7 +41,8 @@ class CSVLog(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         step = 0 if step is None else step
         if self.rows is None:
-            self.rows = [r for r in self._read() if int(r["step"]) < step]
+            last = step - 1 if self.start is None else self.start if self.start else -1
+            self.rows = [r for r in self._read() if int(r["step"]) <= last]
             self._write()
         new = [k for k in metrics if k not in self.columns]
         self.columns += new
@@ -49,22 +56,29 @@ class CSVLog(Logger):
             self.rows.append(row)
             self._write() if new else self._append(row)
 
+    @rank_zero_only
+    def sync(self) -> None:
+        """Wait until the rows so far are on the disk."""
+        if self.file.is_file():
+            with open(self.file, "ab") as f:
+                os.fsync(f.fileno())
+
     def _read(self) -> list[dict[str, Any]]:
         if not self.file.is_file():
             return []
-        with open(self.file, newline="", encoding="utf-8") as f:
-            reader = csv.DictReader(f)
-            rows = [{k: v for k, v in r.items() if v not in ("", None)} for r in reader]
-            self.columns = list(reader.fieldnames or self.columns)
+        text = self.file.read_bytes().decode("utf-8", "replace")
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))  # a line without an end was cut off
+        rows = [{k: v for k, v in r.items() if k and v not in ("", None)} for r in reader]
+        self.columns = list(reader.fieldnames or self.columns)
         return [r for r in rows if r.get("step", "").isdigit()]
 
     def _write(self) -> None:
-        part = self.file.with_suffix(".part")
-        with open(part, "w", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, self.columns)
+        with whole(self.file, sync=False) as f:
+            text = io.TextIOWrapper(f, encoding="utf-8", newline="", write_through=True)
+            writer = csv.DictWriter(text, self.columns)
             writer.writeheader()
             writer.writerows(self.rows or [])
-        os.replace(part, self.file)
+            text.detach()
 
     def _append(self, row: dict[str, Any]) -> None:
         with open(self.file, "a", newline="", encoding="utf-8") as f:

@@ -1,6 +1,7 @@
 """The loggers that conf/logger names; metrics.csv is always written."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,18 @@ def build_loggers(config: dict[str, Any], run: Path) -> list[Logger]:
 
         offline = not os.environ.get("WANDB_API_KEY") if config["offline"] == "auto" else bool(config["offline"])
         os.environ.setdefault("WANDB_SILENT", "true")
-        loggers.append(WandbLogger(project=config["project"], save_dir=str(run), offline=offline, name=f"{run.parent.name}/{run.name}"))
+        name = f"{run.parent.name}/{run.name}"
+        loggers.append(WandbLogger(project=config["project"], save_dir=str(run), offline=offline, name=name, id=wandb_id(run)))
     return loggers
 
 
+def wandb_id(run: Path) -> str | None:
+    """The id that wandb knows a run by, so that a resumed one stays the same there; None before its first start."""
+    started = [f.name for pattern in ("run-*-*", "offline-run-*-*") for f in (run / "wandb").glob(pattern)]
+    return max(started, key=lambda name: name.removeprefix("offline-")).rpartition("-")[2] if started else None
+
+
 def sync_command(run: Path) -> str | None:
-    """What uploads an offline wandb run, or None."""
+    """What uploads an offline wandb run with all its starts, or None."""
     offline = sorted((run / "wandb").glob("offline-run-*"))
-    return f"wandb sync {offline[-1]}" if offline else None
+    return shlex.join(["wandb", "sync", *map(str, offline)]) if offline else None

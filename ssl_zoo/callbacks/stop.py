@@ -8,7 +8,6 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from ssl_zoo.data.loader import Loader
 from ssl_zoo.distributed import max_over_ranks
 
 
@@ -53,8 +52,12 @@ class Stop(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._epochs += 1
-        if self._epochs > 1 and self._agreed(trainer):
+        if self._epochs > 1 and self._saved(trainer) and self._agreed(trainer):
             raise Stopped(f"Stopped after epoch {trainer.current_epoch}; nothing is lost.")
+
+    def _saved(self, trainer: L.Trainer) -> bool:
+        """Whether the epoch before was saved, which not every one is; else the next step is."""
+        return getattr(trainer.checkpoint_callback, "saved_step", trainer.global_step) == trainer.global_step
 
     def _agreed(self, trainer: L.Trainer) -> bool:
         self._due = False
@@ -69,18 +72,3 @@ class Stop(Callback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-
-
-class Place(Callback):
-    """Keeps the loader's place in its epoch in the checkpoint. Lightning's own record of it is not read back in a run whose
-    `configure_optimizers` asks for the number of steps, as a schedule per step must.
-    """
-
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.loader.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loader.load_state_dict(state)

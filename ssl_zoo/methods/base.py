@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ssl_zoo.distributed import fold_seed
+from ssl_zoo.distributed import fold_seed, seed_all
 from ssl_zoo.nn.batchnorm import synchronise
 from ssl_zoo.optim.build import build_optimizer
 from ssl_zoo.optim.schedules import cosine, schedule
@@ -98,7 +98,7 @@ class Method(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         self.steps_done = self.trainer.global_step
-        torch.manual_seed(fold_seed("step", self.seed, self.global_rank, self.trainer.fit_loop.total_batch_idx))  # of drop path, if any
+        seed_all(fold_seed("step", self.seed, self.global_rank, self.trainer.fit_loop.total_batch_idx))  # drop path, and a method's own
         if self._unseen:
             self._unseen = False
             self.before_step()
