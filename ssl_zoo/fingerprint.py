@@ -13,7 +13,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """A hash of everything that decides the result: the config without where it is written, who loads the data and how features are
     pictured. How data is decoded is part of the data sets that it decides the order of.
     """
-    decisive = {k: v for k, v in config.items() if k not in ("run", "out", "logger")}
+    decisive = {k: v for k, v in config.items() if k not in ("run", "out", "logger", "guard")}
     decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in LOADING}
     decisive["evaluation"] = {k: v for k, v in decisive["evaluation"].items() if k != "map"}
     return _hash(decisive)
@@ -32,7 +32,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a result as {dotted key: value}, without folders that are only written to."""
     found = dict(_leaves(config, ""))
     aside = {"run", "out", "trust", "dataset.cache", "dataset.decoded", "data.cache", "evaluation.map", *(f"data.{k}" for k in LOADING)}
-    return {k: v for k, v in found.items() if k not in aside and not k.startswith("logger.")}
+    return {k: v for k, v in found.items() if k not in aside and not k.startswith(("logger.", "guard."))}
 
 
 def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,8 @@ from ssl_zoo.checks import check_values, unknown
 from ssl_zoo.config import all_keys, check_complete, compose, is_known, parse, plain
 from ssl_zoo.errors import UserError
 
-RESUMABLE = ("epochs", "trust", "data.resident", "data.workers", "data.worker_kind", "data.cache", "evaluation.", "logger.", "trainer.")
+RESUMABLE = ("epochs", "trust", "data.resident", "data.workers", "data.worker_kind", "data.cache", "evaluation.", "logger.", "trainer.",
+             "guard.")  # fmt: skip
 FIXED = ("trainer.devices", "trainer.num_nodes", "trainer.accumulate_grad_batches", "trainer.max_epochs")
 
 
@@ -45,11 +46,12 @@ def load_run(run: str | Path, overrides: Iterable[str] = (), trust: Iterable[str
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as e:
         raise UserError(f"{file} cannot be read ({' '.join(str(e).split())[:160]}): restore it from a copy or start a new run.") from e
     reference = compose("train", [])
+    known.setdefault("guard", {})
     lacking = _lacking(reference, known)
     if lacking or not isinstance(config, DictConfig):
         raise UserError(f"{file} lacks {lacking}, so it is not a whole config of ssl_zoo: restore it from a copy or start a new run.")
-    for group in ("data", "trainer", "evaluation"):  # a run of an older version lacks what came later
-        config[group] = OmegaConf.merge(reference[group], config[group])
+    for group in ("data", "trainer", "evaluation", "guard"):  # a run of an older version lacks what came later
+        config[group] = OmegaConf.merge(reference[group], config.get(group, {}))
     config.trust = list(trust)
     known = plain(config)
     for o in parse(list(overrides)):

@@ -13,8 +13,10 @@ from omegaconf import DictConfig
 
 from ssl_zoo.build import build_data, build_method, build_trainer
 from ssl_zoo.callbacks.evaluate import Evaluate, Judge
+from ssl_zoo.callbacks.guard import Guard
 from ssl_zoo.callbacks.health import Health
 from ssl_zoo.callbacks.loggers import sync_command
+from ssl_zoo.callbacks.nonfinite import NonFinite
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.callbacks.progress import RunProgress
 from ssl_zoo.callbacks.stop import Place, Stop, Stopped
@@ -65,8 +67,8 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     watch = Health(config.evaluation.health_every_n_steps)
     evaluate = Evaluate(judge, run / "figures", probe, watch)
     last = ModelCheckpoint(run / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-    stop, speed = Stop(str(run / "checkpoints" / "last.ckpt")), Throughput()
-    trainer = build_trainer(config, run, [speed, *([probe] if probe else []), watch, evaluate, RunProgress(), last, stop])
+    stop, speed, guard = Stop(str(run / "checkpoints" / "last.ckpt")), Throughput(), Guard(run, **plain(config.guard))
+    trainer = build_trainer(config, run, [guard, speed, *([probe] if probe else []), watch, evaluate, RunProgress(), last, stop])
     if trainer.is_global_zero and evaluate.unlabelled:
         print(f"kNN and linear probe are skipped: {evaluate.unlabelled}.")
     loader = Loader(
@@ -94,9 +96,11 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         method.backbone.compile()
     try:
         trainer.fit(method, loader, ckpt_path=str(last_file) if last_file else None, weights_only=True)
-    except Stopped as e:
+    except (Stopped, NonFinite) as e:
         if not trainer.is_global_zero:
             return {}
+        if isinstance(e, NonFinite):
+            raise
         raise KeyboardInterrupt(f"{e} Continue with: ssl-zoo resume run={run}") from None
     except RuntimeError as e:
         if (ended := worker_error(e)) is None:
@@ -120,6 +124,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         "num_features": method.backbone.num_features,
         "parameters": sum(p.numel() for p in method.backbone.parameters()),
         "global_batch": method.global_batch,
+        "skipped_steps": guard.skipped,
         "augment": {"engine": type(method.augment).__name__, "compiled": bool(getattr(method.augment, "compile_for", None))},
         "data": {
             "train": len(data.train),
