@@ -32,6 +32,7 @@ from ssl_zoo.fingerprint import config_hash
 from ssl_zoo.reports.summary import write_summary
 from ssl_zoo.run_folder import check_checkpoint, run_folder
 from ssl_zoo.saved import save_config
+from ssl_zoo.shortage import explained, training_tries
 
 DECODE_ONCE = "; data.decoded=true decodes them once, into the cache"
 
@@ -94,8 +95,10 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)  # so that every epoch, and the shortest run, shows its loss
     if config.trainer.compile:
         method.backbone.compile()
+    tries = training_tries(config, str(trainer.precision).startswith("32"), "grad_checkpointing" in config.backbone)
     try:
-        trainer.fit(method, loader, ckpt_path=str(last_file) if last_file else None, weights_only=True)
+        with explained(f"training with batch_size={config.batch_size} on images of {data.train.image_size} px", tries):
+            trainer.fit(method, loader, ckpt_path=str(last_file) if last_file else None, weights_only=True)
     except (Stopped, NonFinite) as e:
         if not trainer.is_global_zero:
             return {}
