@@ -1,10 +1,14 @@
 """A loss, gradients or weights that are not finite: noticed at no cost, located, and kept out of checkpoints."""
 
 import json
+import os
+import subprocess
+import sys
 
 import lightning.pytorch as L
 import pytest
 import torch
+from conftest import ROOT
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 
@@ -258,3 +262,54 @@ def test_the_guard_can_be_changed_by_a_resume_and_is_no_part_of_the_hash():
     assert config_hash(a) == config_hash(b)
     assert changes(a, b) == changes({k: v for k, v in a.items() if k != "guard"}, b) == {}
     assert "guard." in RESUMABLE
+
+
+TWO = """
+import sys
+import torch
+from ssl_zoo.cli import main
+from ssl_zoo.methods.simclr import SimCLR
+
+before, numbers = SimCLR.step, []
+
+def seed_step(self, number, original=SimCLR.seed_step):
+    self.number = number
+    original(self, number)
+
+def step(self, views, batch):
+    if self.global_rank == 1 and self.number == 8:
+        views = [views[0] * torch.nan, *views[1:]]
+    return before(self, views, batch)
+
+SimCLR.step, SimCLR.seed_step = step, seed_step
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["stop", "skip"])
+def test_all_ranks_stop_at_the_same_step(tmp_path, mode):
+    """A NaN on the second of two ranks, in the second epoch: one sentence, both records, and the checkpoint of the first epoch."""
+    (tmp_path / "two.py").write_text(TWO)
+    words = [*SMALL, "dataset.train_size=96", "epochs=2", "method.hidden_dim=32", "trainer.devices=2", "trainer.strategy=ddp", "run=r",
+             "evaluation.baselines=false", "evaluation.linear.final=false", f"guard.nonfinite={mode}"]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "SSL_ZOO_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "two.py", *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    (file,) = (tmp_path / "r" / "nonfinite").iterdir()
+    found = json.loads(file.read_text())
+    assert (found["step"], found["epoch"], found["what"]) == (9, 1, "loss")
+    assert [(r["rank"], r["batch"], len(r["indices"])) for r in found["ranks"]] == [(0, 8, 8), (1, 8, 8)]
+    assert found["ranks"][1]["loss"] == "nan"
+    assert not set(found["ranks"][0]["indices"]) & set(found["ranks"][1]["indices"])
+    told = [x for x in done.stderr.splitlines() if "became" in x]
+    assert len(told) == 1, done.stderr
+    assert "at step 9 (epoch 1, rank" in told[0]
+    kept = torch.load(tmp_path / "r" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(v.isfinite().all() for v in kept["state_dict"].values())
+    if mode == "stop":
+        assert done.returncode == 2, done.stderr
+        assert kept["global_step"] == 6
+    else:
+        assert done.returncode == 0, done.stderr
+        assert kept["global_step"] == 12
+        assert json.loads((tmp_path / "r" / "summary.json").read_text())["skipped_steps"] == 1
