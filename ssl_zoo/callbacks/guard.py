@@ -54,7 +54,7 @@ class Guard(Callback):
         self._names: list[tuple[str, Tensor]] = []
         self._params: list[tuple[str, Tensor]] = []  # those with gradients in the last step
         self._before: list[Tensor] | None = None  # buffers as they were before the step, which its forward may spoil
-        self._step = -1
+        self._step, self._lr = -1, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}
@@ -70,7 +70,7 @@ class Guard(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         if self.mode == "off":
             return
-        lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+        self._lr = lr = float(trainer.optimizers[0].param_groups[0]["lr"])
         index = batch.get("index") if isinstance(batch, dict) else None
         self._seen.append(Seen(trainer.fit_loop.total_batch_idx, trainer.global_step + 1, trainer.current_epoch, lr, index))
         if self.mode == "skip" and self._before is None:
@@ -163,29 +163,29 @@ class Guard(Callback):
         mine = next((s.number for s in self._seen if s.bad()), NEVER)
         first = -int(max_over_ranks(torch.tensor(-mine, device=module.device)))
         seen = next((s for s in self._seen if s.number == first), self._seen[-1])
-        where, scalars = self._located(trainer, module, seen)
+        self._lr = seen.lr
+        where, passed, scalars = self._located(trainer, module, seen)
         parts = {k: float(v) for k, v in (seen.parts or scalars).items() if k != "loss"}
         norms = [] if seen.norms is None else seen.norms.isfinite().tolist()
-        found = record(seen, rank(), where, parts, [n for (n, _), good in zip(self._params, norms, strict=False) if not good])
+        found = record(seen, rank(), where, passed, parts, [n for (n, _), good in zip(self._params, norms, strict=False) if not good])
         records: list[Any] = [found]
         if world_size() > 1:
             records = [None] * world_size()
             dist.all_gather_object(records, found)
-        worst = next((r for r in records if not isinstance(r["loss"], float)), records[0])
+        worst = min(records, key=lambda r: (isinstance(r["loss"], float), r.pop("passed")))  # where it began
         what = "loss" if not isinstance(worst["loss"], float) else "gradients"
         file = write_record(self.run, {"step": seen.step, "epoch": seen.epoch, "what": what, "ranks": records}, trainer.is_global_zero)
         return told(what, worst["loss"], (seen.step, seen.epoch, worst["rank"]), worst["first"], file)
 
-    def _located(self, trainer: L.Trainer, module: Any, seen: Seen) -> tuple[str | None, dict[str, Tensor]]:
+    def _located(self, trainer: L.Trainer, module: Any, seen: Seen) -> tuple[str | None, int, dict[str, Tensor]]:
         loader: Any = trainer.train_dataloader
         if seen.index is None or not hasattr(loader, "again"):
-            return None, {}
+            return None, 0, {}
         try:
             return locate(module, loader.again(seen.index), seen.number)
         except Exception as e:  # out of memory, a file that is gone: what is known is said without it
             log.warning("the batch could not be taken once more (%s)", str(e).partition("\n")[0])
-            return None, {}
+            return None, 0, {}
 
     def _advice(self, trainer: L.Trainer) -> str:
-        lr = float(trainer.optimizers[0].param_groups[0]["lr"])
-        return advice(lr, trainer.gradient_clip_val is None, str(trainer.precision) != "32-true")
+        return advice(self._lr, trainer.gradient_clip_val is None, str(trainer.precision) != "32-true")

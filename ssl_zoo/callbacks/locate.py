@@ -34,6 +34,7 @@ class Watch:
         self.module = module
         self.forward: str | None = None
         self.backward: str | None = None
+        self.passed = 0  # outputs up to the first that is not finite: of several ranks, the one with the fewest is where it began
 
     def __enter__(self) -> "Watch":
         named = [(n, m) for n, m in self.module.named_modules() if n]
@@ -45,6 +46,7 @@ class Watch:
             hook.remove()
 
     def _seen(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        self.passed += self.forward is None
         if self.forward is None and not finite(output):
             bad = [n for n, p in module.named_parameters(recurse=False) if not finite(p)]
             self.forward = f"the weights {name}.{bad[0]}" if bad else f"the output of {name} ({type(module).__name__})"
@@ -58,9 +60,10 @@ class Watch:
 
 
 @torch.compiler.set_stance("force_eager")
-def locate(module: Any, batch: dict[str, Any], number: int) -> tuple[str | None, dict[str, Tensor]]:
-    """Take batch `number` of this rank once more through `module` (a Method): the first thing that is not finite, or None, and the scalars
-    of its step. No weight and no gradient is changed; buffers are, as by any step. Every rank has to call it.
+def locate(module: Any, batch: dict[str, Any], number: int) -> tuple[str | None, int, dict[str, Tensor]]:
+    """Take batch `number` of this rank once more through `module` (a Method): the first thing that is not finite, or None, how many outputs
+    there were until then, and the scalars of its step. No weight and no gradient is changed; buffers are, as by any step. Every rank has
+    to call it.
     """
     batch = module.make_views(batch, number - 1)  # which is done before Lightning counts the batch
     fine = finite(batch["views"])
@@ -71,10 +74,11 @@ def locate(module: Any, batch: dict[str, Any], number: int) -> tuple[str | None,
         grads = torch.autograd.grad(out["loss"], params, allow_unused=True)
     scalars = {k: v.detach() for k, v in out.items() if v.ndim == 0}
     if not fine:
-        return "a view of the images", scalars
+        return "a view of the images", 0, scalars
     if watch.forward or not finite(out["loss"]):
-        return watch.forward or "the loss itself, of outputs that are finite", scalars
+        return watch.forward or "the loss itself, of outputs that are finite", watch.passed, scalars
     if watch.backward:
-        return watch.backward, scalars
+        return watch.backward, watch.passed, scalars
     named = zip((n for n, p in module.named_parameters() if p.requires_grad), grads, strict=True)
-    return next((f"the gradient of {n}" for n, g in named if g is not None and not finite(g)), None), scalars
+    where = next((f"the gradient of {n}" for n, g in named if g is not None and not finite(g)), None)
+    return where, watch.passed, scalars

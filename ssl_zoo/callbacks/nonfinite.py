@@ -21,7 +21,7 @@ def number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def record(seen: Any, rank: int, where: str | None, parts: dict[str, float], gradients: list[str]) -> dict[str, Any]:
+def record(seen: Any, rank: int, where: str | None, passed: int, parts: dict[str, float], gradients: list[str]) -> dict[str, Any]:
     """What one rank knows of the step. `seen` is a Seen of callbacks/guard.py."""
     return {
         "rank": rank,
@@ -32,6 +32,7 @@ def record(seen: Any, rank: int, where: str | None, parts: dict[str, float], gra
         "loss": None if seen.loss is None else number(float(seen.loss)),
         "parts": {k: number(v) for k, v in parts.items()},
         "first": where,
+        "passed": passed,
         "gradients": gradients[:50],
         "gradients_count": len(gradients),
         "indices": None if seen.index is None else seen.index.tolist(),
