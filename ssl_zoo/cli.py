@@ -57,13 +57,23 @@ def main(argv: list[str] | None = None) -> None:
         code = 130
     except BrokenPipeError:
         code = 0
-    except OSError as e:
-        if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+    except (MemoryError, RuntimeError, OSError) as e:
+        if (sentence := of_the_system(e)) is None:
             raise
-        place = e.filename or "a file"
-        print(f"ssl-zoo: Cannot write {place} ({e.strerror}): free space, or choose a folder you can write.", file=sys.stderr)
+        print(f"ssl-zoo: {sentence}", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def of_the_system(e: BaseException) -> str | None:
+    """What to say of a full disk, a folder that cannot be written, or a lack of memory; None for other errors."""
+    from ssl_zoo.shortage import is_shortage, shortage
+
+    if is_shortage(e):
+        return str(shortage(e, "getting ready", ["data.resident=false", "data.decoded=false", "data.subset"]))
+    if isinstance(e, OSError) and e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        return f"Cannot write {e.filename or 'a file'} ({e.strerror}): free space, or choose a folder you can write."
+    return None
 
 
 def run(argv: list[str]) -> int:

@@ -23,6 +23,7 @@ from ssl_zoo.judging import dataset_name, judged_folder
 from ssl_zoo.protocols import Evaluation, run_protocol
 from ssl_zoo.reports.summary import commit, finite, versions
 from ssl_zoo.saved import load_run
+from ssl_zoo.shortage import explained
 from ssl_zoo.subject import Judged, of_run, of_weights
 
 Judgement = tuple[Path, dict[str, Any]]
@@ -110,8 +111,10 @@ def evaluate(e: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
     reason = labelled_pair(e.data.train, e.data.test)
     if reason and name != "health":
         raise UserError(f"eval protocol={name} needs labels, but {reason}: use protocol=health.")
-    start = time.perf_counter()
-    with frozen(e.subject.backbone) as e.weights:
+    start, own = time.perf_counter(), e.options.get("batch_size")
+    doing = f"judging {name} with batch_size={e.batch_size} on images of {e.subject.image_size} px"
+    tries = [f"{key}={max(2, size // 2)}" for key, size in (("batch_size", e.batch_size), ("protocol.batch_size", own)) if size]
+    with explained(doing, [*tries, "device=cpu" if e.device.type != "cpu" else "data.subset"]), frozen(e.subject.backbone) as e.weights:
         told = run_protocol(e)
     seconds = time.perf_counter() - start
     features = {"net": about.get("net", "auto"), **told.pop("tap", e.taps), "image_size": e.subject.image_size}

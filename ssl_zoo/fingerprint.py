@@ -13,7 +13,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """A hash of everything that decides the result: the config without where it is written, who loads the data and how features are
     pictured. How data is decoded is part of the data sets that it decides the order of.
     """
-    decisive = {k: v for k, v in config.items() if k not in ("run", "out", "logger", "resume", "checkpoint")}
+    decisive = {k: v for k, v in config.items() if k not in ("run", "out", "logger", "resume", "checkpoint", "guard")}
     decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in LOADING}
     decisive["evaluation"] = {k: v for k, v in decisive["evaluation"].items() if k != "map"}
     return _hash(decisive)
@@ -33,7 +33,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(_leaves(config, ""))
     aside = {"run", "out", "resume", "trust", *(f"data.{k}" for k in LOADING)}
     aside |= {"dataset.cache", "dataset.decoded", "data.cache", "evaluation.map"}
-    return {k: v for k, v in found.items() if k not in aside and not k.startswith(("logger.", "checkpoint."))}
+    return {k: v for k, v in found.items() if k not in aside and not k.startswith(("logger.", "checkpoint.", "guard."))}
 
 
 def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

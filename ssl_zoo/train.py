@@ -12,8 +12,10 @@ from omegaconf import DictConfig
 from ssl_zoo.build import build_data, build_method, build_trainer
 from ssl_zoo.callbacks.checkpoint import Checkpoints, unwritten
 from ssl_zoo.callbacks.evaluate import Evaluate, Judge
+from ssl_zoo.callbacks.guard import Guard
 from ssl_zoo.callbacks.health import Health
 from ssl_zoo.callbacks.loggers import sync_command
+from ssl_zoo.callbacks.nonfinite import NonFinite
 from ssl_zoo.callbacks.place import Place
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.callbacks.progress import RunProgress
@@ -31,6 +33,7 @@ from ssl_zoo.fingerprint import config_hash
 from ssl_zoo.reports.summary import write_summary
 from ssl_zoo.run_folder import claim, readable_checkpoint, run_folder, say
 from ssl_zoo.saved import save_config
+from ssl_zoo.shortage import explained, training_tries
 
 DECODE_ONCE = "; data.decoded=true decodes them once, into the cache"
 
@@ -69,8 +72,8 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         save_backbone(method.evaluated, file, about | {"epochs": epochs})
 
     last = Checkpoints(run / "checkpoints", evaluate, weights, **plain(config.checkpoint))
-    stop, speed = Stop(str(run / "checkpoints" / "last.ckpt")), Throughput()
-    trainer = build_trainer(config, run, [speed, *([probe] if probe else []), watch, evaluate, RunProgress(), last, stop])
+    stop, speed, guard = Stop(str(run / "checkpoints" / "last.ckpt")), Throughput(), Guard(run, **plain(config.guard))
+    trainer = build_trainer(config, run, [guard, speed, *([probe] if probe else []), watch, evaluate, RunProgress(), last, stop])
     if trainer.is_global_zero and evaluate.unlabelled:
         print(f"kNN and linear probe are skipped: {evaluate.unlabelled}.")
     loader = Loader(
@@ -102,11 +105,15 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)  # so that every epoch, and the shortest run, shows its loss
     if config.trainer.compile:
         method.backbone.compile()
+    tries = training_tries(config, str(trainer.precision).startswith("32"), "grad_checkpointing" in config.backbone)
     try:
-        trainer.fit(method, loader, ckpt_path=file, weights_only=True)
-    except Stopped as e:
+        with explained(f"training with batch_size={config.batch_size} on images of {data.train.image_size} px", tries):
+            trainer.fit(method, loader, ckpt_path=file, weights_only=True)
+    except (Stopped, NonFinite) as e:
         if not trainer.is_global_zero:
             return {}
+        if isinstance(e, NonFinite):
+            raise
         raise KeyboardInterrupt(f"{e} Continue with: ssl-zoo resume run={run}") from None
     except (OSError, RuntimeError) as e:
         if (ended := worker_error(e) or unwritten(e, run)) is None:
@@ -129,6 +136,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         "num_features": method.backbone.num_features,
         "parameters": sum(p.numel() for p in method.backbone.parameters()),
         "global_batch": method.global_batch,
+        "skipped_steps": guard.skipped,
         "augment": {"engine": type(method.augment).__name__, "compiled": bool(getattr(method.augment, "compile_for", None))},
         "data": {
             "train": len(data.train),

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from ssl_zoo.augment.fused_engine import FusedEngine
 from ssl_zoo.augment.kornia_engine import KorniaEngine
 from ssl_zoo.build import build_augment, build_data, build_method, compiles, precision
+from ssl_zoo.callbacks.guard import Guard
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.config import compose
 from ssl_zoo.data.loader import Loader
@@ -46,15 +47,15 @@ class Watch(Callback):
 
 
 @pytest.mark.parametrize(("method", "optimizer"), [*((m, "sgd") for m in METHODS), ("simclr", "adamw"), ("dino", "lars")])
-def test_nothing_is_read_on_the_host_between_logged_steps(method, optimizer):
+def test_nothing_is_read_on_the_host_between_logged_steps(method, optimizer, tmp_path):
     narrow = [f"method.{key}=64" for key in METHODS[method].split()]
     config = compose("train", [f"method={method}", f"optimizer={optimizer}", "augment.local_crops=1", *narrow, *SMALL])
     data = build_data(config)
     module, watch = build_method(config, data), Watch(logged=False)
     probe = OnlineProbe(module.backbone.num_features, data.train.num_classes)
     trainer = L.Trainer(
-        accelerator="cpu", max_steps=6, log_every_n_steps=4, callbacks=[probe, watch], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", max_steps=6, log_every_n_steps=4, callbacks=[Guard(tmp_path), probe, watch], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, Loader(data.train, 8, 0))
     assert watch.watched >= 4

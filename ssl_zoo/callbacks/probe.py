@@ -34,8 +34,10 @@ class OnlineProbe(Callback):
         if labels is None or len(features) != len(labels):
             return
         with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+            sound = features.isfinite().all(1)  # others would stay in the probe for good
+            features = torch.where(sound[:, None], features, 0.0)
             losses = F.cross_entropy(self.head.train()(features), labels.clamp_min(0), reduction="none")
-            known = (labels >= 0).float()
+            known = ((labels >= 0) & sound).float()
             loss = (losses * known).sum() / known.sum().clamp_min(1)
             self.optimizer.zero_grad()
             loss.backward()

@@ -1,5 +1,7 @@
 """Batches on the host, in a given order, made ahead by threads or by processes."""
 
+import functools
+import logging
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -7,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -14,6 +17,7 @@ from torch.utils.data import DataLoader
 from ssl_zoo.data.ondemand import Fetched, OnDemand, Pixels, cpus
 from ssl_zoo.errors import UserError
 
+log = logging.getLogger("ssl_zoo")
 AHEAD = 2  # batches in the making beside the one that is waited for
 LARGE = 128  # px; decoding a larger image is work that threads share, a smaller one mostly Python, of which only one thread runs
 
@@ -73,13 +77,13 @@ def _by_processes(pixels: OnDemand, batches: Iterable[Tensor], workers: int, pin
         pixels,  # type: ignore[arg-type]
         batch_sampler=_Lists(batches),  # type: ignore[arg-type]
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_sent,
         pin_memory=pin_memory,
         prefetch_factor=AHEAD,
         worker_init_fn=_leave_signals,
     )
     try:
-        yield from map(pixels.collect, loader)
+        yield from map(pixels.collect, map(_received, loader))
     except RuntimeError as e:
         if (ended := worker_error(e)) is None:
             raise
@@ -94,8 +98,29 @@ def worker_error(e: RuntimeError) -> UserError | None:
     return UserError(f"A data worker {reason}: set data.workers lower, or data.worker_kind=thread.")
 
 
-def _as_it_is(batch: Any) -> Any:
+def _sent(batch: Any) -> Any:
+    """In a worker: put the batch into shared memory. Torch would do so later, where a lack of it is lost and the batch waited for forever;
+    what does not fit goes through a pipe instead.
+    """
+    if isinstance(batch, Fetched):
+        try:
+            batch.pixels.share_memory_()
+            batch.shown.share_memory_()
+        except RuntimeError:
+            return Fetched(batch.pixels.numpy(), batch.shown.numpy(), batch.bad)  # type: ignore[arg-type]
     return batch
+
+
+def _received(batch: Any) -> Any:
+    if isinstance(batch, Fetched) and isinstance(batch.pixels, np.ndarray):
+        _say_full()
+        return Fetched(torch.from_numpy(batch.pixels), torch.from_numpy(batch.shown), batch.bad)
+    return batch
+
+
+@functools.cache
+def _say_full() -> None:
+    log.warning("/dev/shm is full, so data workers send images through pipes, which is slower: give it more (docker run --shm-size=8g)")
 
 
 def _leave_signals(worker: int) -> None:

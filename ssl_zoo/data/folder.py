@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,13 +20,17 @@ log = logging.getLogger("ssl_zoo")
 
 
 def find(root: Path, leave_out: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """Paths below `root` of (files with an image suffix, other files), sorted; without hidden files and folders and the first-level
-    folders `leave_out`, in any case. Links are followed once.
+    """Paths below `root` of files with an image suffix, and what is left out (a path and why), sorted; without hidden files and folders
+    and the first-level folders `leave_out`, in any case. Links are followed once.
     """
     images: list[str] = []
     others: list[str] = []
     seen = set()
-    for folder, inner, files in os.walk(root, followlinks=True):
+
+    def closed(e: OSError) -> None:
+        others.append(f"{os.path.relpath(e.filename, root)}: {e.strerror}")
+
+    for folder, inner, files in os.walk(root, onerror=closed, followlinks=True):
         real, below = os.path.realpath(folder), Path(folder).relative_to(root)
         inner[:] = sorted(d for d in inner if not d.startswith(".") and (below.parts or d.lower() not in leave_out))
         if real in seen:
@@ -34,7 +39,10 @@ def find(root: Path, leave_out: Sequence[str] = ()) -> tuple[list[str], list[str
         seen.add(real)
         prefix = "" if folder == str(root) else os.path.join(below, "")
         for name in (f for f in files if not f.startswith(".")):
-            (images if name.lower().endswith(SUFFIXES) else others).append(prefix + name)
+            if name.lower().endswith(SUFFIXES):
+                images.append(prefix + name)
+            else:
+                others.append(f"{prefix}{name}: not an image file name")
     return sorted(images, key=lambda n: n.replace(os.sep, "\0")), sorted(others)
 
 
@@ -58,12 +66,19 @@ class Files:
         return os.fsdecode(self.text[self.ends[row] : self.ends[row + 1]])
 
     def read(self, row: int) -> bytes:
-        with open(os.path.join(self.root, self.name(row)), "rb") as file:
+        with open(os.path.join(self.root, self.name(row)), "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError("not a regular file")
             return file.read()
 
     def stamp(self) -> str | None:
         """Of all files, as of `cache.stamp`."""
         return stamp(os.path.join(self.root, name) for name in self)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a pipe without waiting for someone to write into it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _top(name: str) -> str | None:
@@ -93,7 +108,13 @@ class Folder:
             raise UserError(f"dataset.path={path} is not a folder.")
         self.image_size, self.labels, self.test_share = image_size, labels, test_share
         self.cache, self.decoded = cache_dir(cache), decoded
-        _, inner, files = next(os.walk(self.path), ("", [], []))
+        try:
+            os.listdir(self.path)
+            _, inner, files = next(os.walk(self.path), ("", [], []))
+        except OSError as e:
+            raise UserError(
+                f"dataset.path={path} cannot be opened ({e.strerror}): check its permissions, or that its disk is there."
+            ) from e
         folders = {n.lower(): self.path / n for n in sorted(inner)}
         tests = [folders[n] for n in TEST_NAMES if n in folders]
         self.train_root = folders.get("train", self.path)
@@ -134,7 +155,7 @@ class Folder:
         files, others = self._find(root)
         if not len(files):
             raise UserError(f"There are no images in {root}: it should hold files such as .jpg or .png, in class folders or not.")
-        left = [f"{n}: not an image file name" for n in others]
+        left = list(others)
         if root == self.train_root != self.path:
             left += [f"{n}: beside the folder {root.name}, not in it" for n in self.beside]
         if left:

@@ -124,6 +124,10 @@ class Loader:
         images = {"image": self.pixels[index]} if self.gather else {"pixels": self.pixels}
         return {**images, **self._known(index)}  # type: ignore[dict-item]
 
+    def again(self, index: Tensor) -> dict[str, Tensor]:
+        """The batch of images `index` [B] once more, not counted as seen."""
+        return self._held(index) if self.resident else {"image": self.pixels[index.cpu()].to(self.device), **self._known(index)}
+
     def _moved(self, fetched: Fetched) -> dict[str, Tensor]:
         """A batch on the device; from pinned memory the copy need not be waited for."""
         image, index = (x.to(self.device, non_blocking=True) for x in (fetched.pixels, fetched.shown))

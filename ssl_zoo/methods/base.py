@@ -40,6 +40,7 @@ class Method(L.LightningModule):
         self.optimizer_config = optimizer
         self.batch_size, self.seed, self.sync_bn = batch_size, seed, sync_bn
         self.steps_done, self.steps_total = 0, 1  # optimizer steps
+        self.left_out = False  # set by a guard for an optimizer step that is not taken
         self._unseen = False  # whether an optimizer step was taken that before_step has yet to follow
 
     def step(self, views: list[Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -90,24 +91,33 @@ class Method(L.LightningModule):
 
     # ------------------------------------------------------------------------------------ one training step
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        return self.make_views(batch, self.trainer.fit_loop.total_batch_idx)
+
+    def make_views(self, batch: dict[str, Any], number: int) -> dict[str, Any]:
+        """Adds the "views" of the batch that follows batch `number` of this run on this rank, each time the same."""
         if self.augment is not None and "views" not in batch:
-            drawn = fold_seed("augment", self.seed, self.global_rank, self.trainer.fit_loop.total_batch_idx)
+            drawn = fold_seed("augment", self.seed, self.global_rank, number)
             views = self.augment(batch["image"], drawn) if "image" in batch else self.augment(batch["pixels"], drawn, batch["index"])
             batch["views"] = [v if v.dtype == torch.bfloat16 else v.to(self.dtype) for v in views]
         return batch
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         self.steps_done = self.trainer.global_step
-        seed_all(fold_seed("step", self.seed, self.global_rank, self.trainer.fit_loop.total_batch_idx))  # drop path, and a method's own
+        self.seed_step(self.trainer.fit_loop.total_batch_idx)
         if self._unseen:
             self._unseen = False
             self.before_step()
         out = self.step(batch["views"], batch)
+        self.last_loss = out["loss"].detach()  # as it is: what is differentiated may be scaled for float16
         if self.trainer._logger_connector.should_update_logs:
             scalars = {f"train/{k}": v.detach() for k, v in out.items() if v.ndim == 0}
             scalars["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log_dict(scalars, batch_size=self.batch_size, sync_dist=self.trainer.world_size > 1)
         return out
+
+    def seed_step(self, number: int) -> None:
+        """What a step draws (drop path, shuffled keys) is a function of the number of its batch."""
+        seed_all(fold_seed("step", self.seed, self.global_rank, number))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         for group in optimizer.param_groups:
@@ -116,6 +126,8 @@ class Method(L.LightningModule):
 
     def _step_taken(self, *_: Any) -> None:
         """Hooked to the optimizer: a micro-batch of an accumulation, or a step that a GradScaler skips, does not come here."""
+        if self.left_out:
+            return
         self._unseen = True
         self.after_step()
 

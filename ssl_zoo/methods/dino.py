@@ -93,8 +93,8 @@ class DINO(Method):
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         super().configure_gradient_clipping(*args, **kwargs)
-        if self.clip_grad:
-            grads = [p.grad for p in self.parameters() if p.grad is not None]
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        if self.clip_grad and grads:
             factors = [(self.clip_grad / (n + 1e-6)).clamp(max=1.0) for n in torch._foreach_norm(grads)]
             torch._foreach_mul_(grads, factors)
         if self.trainer.current_epoch < self.freeze_last_layer:
