@@ -11,6 +11,7 @@ import torch
 
 from ssl_zoo.data.cache import stamp
 from ssl_zoo.data.decode import cache_dir, decode
+from ssl_zoo.data.encoded import read_file
 from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
 from ssl_zoo.errors import UserError
 
@@ -58,8 +59,7 @@ class Files:
         return os.fsdecode(self.text[self.ends[row] : self.ends[row + 1]])
 
     def read(self, row: int) -> bytes:
-        with open(os.path.join(self.root, self.name(row)), "rb") as file:
-            return file.read()
+        return read_file(os.path.join(self.root, self.name(row)))
 
     def stamp(self) -> str | None:
         """Of all files, as of `cache.stamp`."""
