@@ -1,5 +1,6 @@
 """What each verb of `ssl-zoo` does with its words. Whatever needs torch is imported last, once the command is known to be good."""
 
+import errno
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -184,9 +185,9 @@ def told(write: Callable[[Path], Path], run: Path) -> Path:
     """The page of a run folder that anyone may have written."""
     try:
         return write(run)
-    except (UserError, OSError):
-        raise
     except Exception as e:  # what a damaged file raises depends on what it holds
+        if isinstance(e, UserError) or (isinstance(e, OSError) and e.errno != errno.EINVAL):  # of a place in a file that cannot be
+            raise
         files = "summary.json, metrics.csv or figures/data.npz"
         raise UserError(f"The report of {run} cannot be made ({type(e).__name__}: {str(e)[:160]}): {files} of it is damaged.") from e
 
