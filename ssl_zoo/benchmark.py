@@ -100,7 +100,7 @@ def _state(run: Path, config: dict[str, Any]) -> str:
     """What is left to do in a folder that holds the config of the cell."""
     try:
         done = int(json.loads((run / "summary.json").read_text(encoding="utf-8"))["epochs"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         done = 0
     whole = done >= config["epochs"] or (done and config["trainer"]["max_steps"] > 0)
     if whole and (run / "backbone.safetensors").is_file():

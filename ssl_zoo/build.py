@@ -20,6 +20,7 @@ from ssl_zoo.checks import check_located
 from ssl_zoo.config import plain
 from ssl_zoo.data.images import Images
 from ssl_zoo.errors import UserError
+from ssl_zoo.foreign import none_of_others
 from ssl_zoo.methods.base import Method
 from ssl_zoo.nn.backbones import try_size
 
@@ -117,16 +118,17 @@ def build_trainer(config: DictConfig, run: Path, callbacks: list[L.Callback]) ->
     options["precision"] = precision(config)
     loggers = build_loggers(plain(config.logger), run)
     try:
-        return L.Trainer(
-            **options,
-            callbacks=callbacks,
-            logger=loggers,
-            plugins=[WholeFiles(run)],
-            default_root_dir=run,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-        )
+        with none_of_others("lightning.pytorch.callbacks_factory"):
+            return L.Trainer(
+                **options,
+                callbacks=callbacks,
+                logger=loggers,
+                plugins=[WholeFiles(run)],
+                default_root_dir=run,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                limit_val_batches=0,
+                num_sanity_val_steps=0,
+            )
     except Exception as e:  # Lightning refuses impossible devices, strategies and precisions with exceptions of many kinds
         raise UserError(f"This trainer cannot be had here: {' '.join(str(e).split())}") from e

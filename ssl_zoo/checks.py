@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import hydra
@@ -73,6 +74,8 @@ def check_values(config: dict, reference: dict, prefix: str = "") -> None:
             test, wanted = RULES[path]
             if value != "???" and not (value is None and example is None) and not test(value):
                 raise UserError(f"{path}={value} does not work: {path} takes {wanted}.")
+        elif value is None and example not in (None, "???", {}) and not path.startswith("augment."):  # whose parts say it themselves
+            raise UserError(f"{path}=null does not work: {path} takes {_kind(example)}.")
         elif value is not None and not _fits(value, example):
             raise UserError(f"{path}={value} is {_kind(value)}, but {path} takes {_kind(example)}.")
         if isinstance(value, dict) and isinstance(example, dict) and example and all(isinstance(k, str) for k in example):
@@ -110,7 +113,7 @@ def check_target(key: str, target: str, trust: Iterable[str]) -> None:
         raise UserError(f"{key}={target} names nothing that exists" + (f"; did you mean '{hint}'?" if hint else "."))
 
 
-ROOMS = {"method": "ssl_zoo.methods", "backbone": "ssl_zoo.nn", "dataset": "ssl_zoo.data", "augment": "ssl_zoo.augment"}
+ROOMS = {"backbone": "ssl_zoo.nn.backbones", "dataset": "ssl_zoo.data"}  # of what makes a part of a run and is no module of torch
 
 
 def check_located(config: dict, slot: str, trust: Iterable[str]) -> None:
@@ -127,9 +130,9 @@ def check_located(config: dict, slot: str, trust: Iterable[str]) -> None:
         except (ImportError, AttributeError, ValueError) as e:
             raise UserError(f"{key}={target} names nothing that exists; check its spelling.") from e
         home = f"{getattr(found, '__module__', None) or ''}."
-        if any(home.startswith(f"{p}.") for p in (ROOMS[slot], *trust)):
-            continue
-        if not (isinstance(found, type) and issubclass(found, nn.Module) and any(home.startswith(f"{p}.") for p in TRUSTED)):
+        own = isinstance(found, (type, FunctionType)) and home.startswith(f"{ROOMS.get(slot)}.")
+        module = isinstance(found, type) and issubclass(found, nn.Module) and any(home.startswith(f"{p}.") for p in TRUSTED)
+        if not (any(home.startswith(f"{p}.") for p in trust) or module or (own and (slot != "dataset" or hasattr(found, "load")))):
             raise UserError(f"{key}={target} cannot be a {slot} or a part of one, so it is not called.")
 
 

@@ -1,6 +1,7 @@
 """The `ssl-zoo` command. Everything that can be wrong with a command is said here, before torch is imported."""
 
 import errno
+import io
 import sys
 
 from ssl_zoo import __version__
@@ -47,10 +48,12 @@ examples
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 0, with 2 after a sentence on bad input, with 130 after Ctrl-C, with 1 when a job of many failed."""
     argv = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name of bytes that are no text ends no run
     try:
         code = run(argv)
     except UserError as e:
-        print(f"ssl-zoo: {e}", file=sys.stderr)
+        print(f"ssl-zoo: {one_line(e)}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt as e:
         print(f"\n{e}" if str(e) else "\nssl-zoo: stopped", file=sys.stderr)
@@ -60,20 +63,27 @@ def main(argv: list[str] | None = None) -> None:
     except (MemoryError, RuntimeError, OSError) as e:
         if (sentence := of_the_system(e)) is None:
             raise
-        print(f"ssl-zoo: {sentence}", file=sys.stderr)
+        print(f"ssl-zoo: {one_line(sentence)}", file=sys.stderr)
         code = 2
     sys.exit(code)
 
 
 def of_the_system(e: BaseException) -> str | None:
-    """What to say of a full disk, a folder that cannot be written, or a lack of memory; None for other errors."""
+    """What to say of a full disk, a path that cannot be used, or a lack of memory; None for other errors."""
     from ssl_zoo.shortage import is_shortage, shortage
 
     if is_shortage(e):
         return str(shortage(e, "getting ready", ["data.resident=false", "data.decoded=false", "data.subset"]))
     if isinstance(e, OSError) and e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
         return f"Cannot write {e.filename or 'a file'} ({e.strerror}): free space, or choose a folder you can write."
+    if isinstance(e, OSError) and e.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR):
+        return f"{str(e.filename or 'a path')[:160]} cannot be used ({e.strerror}): choose another path."
     return None
+
+
+def one_line(said: object) -> str:
+    """A sentence on one line: names in it may hold anything, also what would steer a terminal."""
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else "?" for c in " ".join(str(said).split()))
 
 
 def run(argv: list[str]) -> int:

@@ -1,5 +1,6 @@
 """What each verb of `ssl-zoo` does with its words. Whatever needs torch is imported last, once the command is known to be good."""
 
+import errno
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +71,7 @@ def do_eval(words: list[str], options: dict[str, str]) -> int:
     config, trained, wanted = plan(words, config_dirs(options))
     from ssl_zoo.evaluate import evaluate_all
     from ssl_zoo.reports.html import write_evaluations, write_report
-    from ssl_zoo.reports.results import told
+    from ssl_zoo.reports.results import told as numbers
 
     found = []
     try:
@@ -78,11 +79,11 @@ def do_eval(words: list[str], options: dict[str, str]) -> int:
             found.append(judgement)
     finally:  # what was judged before an error is shown all the same
         if found:
-            print(told([result for _, result in found]))
+            print(numbers([result for _, result in found]))
             print("\n".join(f"{'written to':14}{file}" for file, _ in found))
             folder = judged_folder(config)
             whole = (folder / "summary.json").is_file()
-            page = write_report(folder) if whole else write_evaluations(folder, str(config.run or config.weights))
+            page = told(write_report, folder) if whole else write_evaluations(folder, str(config.run or config.weights))
             print(f"{'report':14}{page}")
     return 0
 
@@ -125,7 +126,7 @@ def do_report(words: list[str], options: dict[str, str]) -> int:
         raise UserError(f"run={run} has no summary.json: let the run finish first.")
     from ssl_zoo.reports.html import write_report
 
-    print(write_report(run))
+    print(told(write_report, run))
     return 0
 
 
@@ -176,8 +177,19 @@ def finished_epochs(run: Path) -> int | None:
     file = run / "summary.json"
     try:
         return int(json.loads(file.read_text(encoding="utf-8"))["epochs"]) if file.is_file() else None
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
         raise UserError(f"{file} cannot be read: delete it and run ssl-zoo resume run={run} to have it written anew.") from e
+
+
+def told(write: Callable[[Path], Path], run: Path) -> Path:
+    """The page of a run folder that anyone may have written."""
+    try:
+        return write(run)
+    except Exception as e:  # what a damaged file raises depends on what it holds
+        if isinstance(e, UserError) or (isinstance(e, OSError) and e.errno != errno.EINVAL):  # of a place in a file that cannot be
+            raise
+        files = "summary.json, metrics.csv or figures/data.npz"
+        raise UserError(f"The report of {run} cannot be made ({type(e).__name__}: {str(e)[:160]}): {files} of it is damaged.") from e
 
 
 def finish(summary: dict) -> int:

@@ -1,12 +1,12 @@
 """Compose a configuration with Hydra and refuse what cannot work, in one sentence, before torch is imported."""
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ssl_zoo.checks import check_metric, check_packages, check_paths_and_views, check_target, check_values, targets, unknown
 from ssl_zoo.errors import UserError
+from ssl_zoo.origins import Folders, composed, own_plugins, refuse_resolvers
 
 NAMES_A_RECIPE = ("method", "backbone", "dataset", "recipe", "experiment")
 # parts of timm's names that tell a transformer, MLP or ConvNeXt
@@ -43,11 +44,11 @@ def _hydra(config_dirs: Iterable[str]) -> Iterator[ConfigLoader]:
         if not Path(folder).is_dir():
             raise UserError(f"--config-dir {folder} is not a folder.")
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with own_plugins(), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader: Any = GlobalHydra.instance().config_loader()
         for folder in config_dirs:
             loader.config_search_path.prepend("user", f"file://{Path(folder).resolve()}", anchor="main")
-        loader.repository = ConfigRepository(loader.config_search_path)
+        loader.repository = Folders(loader.config_search_path)
         yield loader
 
 
@@ -109,10 +110,13 @@ def compose(name: str, overrides: list[str], config_dirs: Iterable[str] = ()) ->
     """
     with _hydra(config_dirs) as loader:
         try:
-            config = _compose(name, parse(overrides), loader)
+            words = parse(overrides)
+            config = _compose(name, words, loader)
             resolved = OmegaConf.create(plain(config))
         except (HydraException, OmegaConfBaseException) as e:
             raise UserError(" ".join(str(e).split("\n")[0].split())) from e
+    if resolved.get("trust") and not any(o.key_or_group == "trust" for o in words):
+        raise UserError("trust=[...] stands in a file, which cannot vouch for itself: add it to the command, if the packages are yours.")
     check_complete(resolved)
     check_packages(plain(resolved))
     for key in ("run", "out", "weights", "file"):  # a name of digits alone is a name too
@@ -121,22 +125,24 @@ def compose(name: str, overrides: list[str], config_dirs: Iterable[str] = ()) ->
     for group in ("dataset", "data"):  # so that the saved config means the same in another folder
         for key in ("path", "cache"):
             place = resolved[group].get(key) if group in resolved else None
-            if isinstance(place, str):
-                resolved[group][key] = str(Path(place).expanduser().resolve())
+            if place is not None:
+                place = str(Path(str(place)).expanduser().resolve())
+                refuse_resolvers(place.replace("${", "\\${"), f"{group}.{key}")  # of the folder that this is run in
+                resolved[group][key] = place
     return resolved
 
 
 def _compose(name: str, overrides: list[Override], loader: ConfigLoader) -> DictConfig:
     groups, values = _split(overrides, loader, multirun=False)
     lines = _lines(groups, loader)
-    first = hydra.compose(name, lines, return_hydra_config=True)
+    first = composed(name, lines, return_hydra_config=True)
     choices = {g: c for g, c in first.hydra.runtime.choices.items() if not g.startswith("hydra/")}
     chosen = {o.key_or_group for o in groups}
     if choices.get("optimizer") == "auto":
         choices["optimizer"] = _optimizer_for(first, values)
         lines.append(f"optimizer={choices['optimizer']}")
     untuned = [f"~{g}" for g in ("recipe", "experiment") if choices.pop(g, None)]
-    reference = hydra.compose(name, [*untuned, *(f"{g}={c}" for g, c in choices.items() if c and "@" not in g)])
+    reference = composed(name, [*untuned, *(f"{g}={c}" for g, c in choices.items() if c and "@" not in g)])
     known = plain(reference)
 
     final = []
@@ -149,10 +155,10 @@ def _compose(name: str, overrides: list[Override], loader: ConfigLoader) -> Dict
         now = None if is_new or o.is_delete() else OmegaConf.select(reference, key)
         into = not is_new and not o.is_delete() and (now == {} or (now is None and _parent_is_free(known, key)))
         final.append(f"++{o.input_line}" if into else str(o.input_line))
-    config = hydra.compose(name, [*lines, *final])
+    config = composed(name, [*lines, *final])
     kept = [g for g in chosen - set(NAMES_A_RECIPE) if g in config]
     if kept and "~recipe" in untuned:  # a group named on the command line is not retuned by the recipe
-        untuned_config = hydra.compose(name, [*(t for t in lines if not t.startswith("recipe=")), *final, "~recipe"])
+        untuned_config = composed(name, [*(t for t in lines if not t.startswith("recipe=")), *final, "~recipe"])
         for group in kept:
             config[group] = untuned_config[group]
     added = {o.key_or_group.split(".")[0] for o in values if o.is_add() or o.is_force_add()}
@@ -208,7 +214,7 @@ def run_name(overrides: list[str], config_dirs: Iterable[str] = ()) -> str:
     parts = [str(choices[g]) for g in ("method", "backbone", "dataset")]
     if parts[1] == "timm":
         parts[1] = next((str(o.value()) for o in values if o.key_or_group == "backbone.name"), "timm")
-    return "_".join(parts)
+    return re.sub(r"[^\w.+-]+|^\.+", "-", "_".join(parts))  # one folder's name, whatever a model is called
 
 
 def expand(overrides: list[str], config_dirs: Iterable[str] = ()) -> list[list[str]]:

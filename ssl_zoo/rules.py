@@ -1,5 +1,6 @@
 """What values the keys of a config take."""
 
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -40,9 +41,23 @@ def _amount(v: Any) -> bool:
         return False
 
 
+def _place(v: Any) -> bool:
+    known = not str(v).startswith("~") or os.path.expanduser(str(v)) != str(v)  # ~somebody is nobody here
+    return v is None or (isinstance(v, (str, int, float)) and not isinstance(v, bool) and "\0" not in str(v) and known)
+
+
+PLACE = (_place, "null or a path")
 POSITIVE = (_number(1, whole=True), "a whole number of at least 1")
 SHARE = (_number(0, 1), "a number from 0 to 1")
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "run": PLACE,
+    "out": PLACE,
+    "file": PLACE,
+    "weights": PLACE,
+    "data.cache": PLACE,
+    "dataset.cache": PLACE,
+    "dataset.path": PLACE,
+    "trust": (_listed(lambda v: isinstance(v, str) and all(part.isidentifier() for part in v.split("."))), "a list of names of packages"),
     "epochs": POSITIVE,
     "batch_size": (_number(2, whole=True), "a whole number of at least 2"),
     "images": POSITIVE,

@@ -12,6 +12,8 @@ from ssl_zoo.checks import check_values, unknown
 from ssl_zoo.config import all_keys, check_complete, compose, is_known, parse, plain
 from ssl_zoo.errors import UserError
 from ssl_zoo.files import whole
+from ssl_zoo.foreign_yaml import checked
+from ssl_zoo.origins import refuse_resolvers
 
 RESUMABLE = ("epochs", "trust", "data.resident", "data.workers", "data.worker_kind", "data.cache", "evaluation.", "logger.", "trainer.",
              "checkpoint.", "guard.", "batch_size")  # fmt: skip
@@ -45,9 +47,10 @@ def load_run(run: str | Path, overrides: Iterable[str] = (), trust: Iterable[str
         hint = f"did you mean run={found[0]}?" if found else "give the folder that holds config.yaml."
         raise UserError(f"run={run} is not a run folder; {hint}")
     try:
-        config = OmegaConf.load(file)
+        config = OmegaConf.create(checked(file.read_text(encoding="utf-8")))
+        refuse_resolvers(OmegaConf.to_container(config, resolve=False))
         known = plain(config) if isinstance(config, DictConfig) else {}
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as e:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError) as e:  # a value or key of a strange kind is a ValueError
         raise UserError(f"{file} cannot be read ({' '.join(str(e).split())[:160]}): restore it from a copy or start a new run.") from e
     reference = compose("train", [])
     for key in LATER if isinstance(config, DictConfig) else ():
@@ -70,6 +73,7 @@ def load_run(run: str | Path, overrides: Iterable[str] = (), trust: Iterable[str
         if key in FIXED or not key.startswith(RESUMABLE):
             hint = "use epochs=" if key == "trainer.max_epochs" else "start a new run for that"
             raise UserError(f"resume cannot change {key}, on which the training so far depends: {hint}.")
+        refuse_resolvers(o.value(), key)
         OmegaConf.update(config, key, o.value())
         if key == "epochs":
             config.trainer.max_epochs = o.value()

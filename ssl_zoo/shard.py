@@ -26,7 +26,7 @@ def words_for(data: str, config_dirs: list[str]) -> list[str]:
     names = choice_names("dataset", config_dirs)
     if data in names:
         return [f"dataset={data}"]
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     if not data or not path.exists():
         raise unknown("folder, file or data set", data, names)
     if "${" in data or data.endswith("\\"):

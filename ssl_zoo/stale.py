@@ -13,6 +13,7 @@ from ssl_zoo.cli import split_options
 from ssl_zoo.config import choice_names, compose, parse, plain
 from ssl_zoo.errors import UserError
 from ssl_zoo.fingerprint import changes
+from ssl_zoo.origins import refuse_resolvers
 from ssl_zoo.reports.benchmark_page import write_benchmark
 from ssl_zoo.reports.collect import Run, collect
 from ssl_zoo.reports.groups import group
@@ -81,6 +82,7 @@ def _compose(words: list[str], later: Iterable[str], dirs: list[str]) -> dict[st
     try:
         config = compose("train", words, dirs)
         for o in parse(list(later)):  # what `resume` was given
+            refuse_resolvers(o.value(), o.key_or_group)
             OmegaConf.update(config, o.key_or_group, o.value())
             if o.key_or_group == "epochs":
                 config.trainer.max_epochs = o.value()

@@ -32,6 +32,8 @@ def of_run(run: Path, trained: DictConfig, data: Data, net: str, image_size: int
     """The backbone of a finished run; the student or the teacher of its last checkpoint where `net` says so."""
     known = _about(run / "backbone.safetensors")
     size = known.get("image_size") or data.train.image_size
+    if trained.backbone.get("pretrained"):
+        trained.backbone.pretrained = False  # nothing is downloaded for weights that are replaced at once
     backbone = build(trained, "backbone", image_size=size)  # whose stem and patches are for the size that it was trained with
     notes: tuple[str, ...] = ()
     epochs = known.get("epochs", trained.epochs)  # a run that goes on has weights of fewer epochs than its config says
@@ -74,7 +76,8 @@ def of_weights(config: DictConfig, data: Data, device: torch.device, like: Subje
     if "backbone" in config:
         backbone = build(config, "backbone", image_size=size)
     elif whole and known.get("backbone"):  # our own file, which says what it is of
-        own = OmegaConf.create({"backbone": known["backbone"], "trust": config.trust})
+        had = {**known["backbone"], **({"pretrained": False} if known["backbone"].get("pretrained") else {})}
+        own = OmegaConf.create({"backbone": had, "trust": config.trust})
         backbone = build(own, "backbone", image_size=known.get("image_size") or size)
         load_backbone(backbone, state, device)
         try_size(backbone, "This backbone", size, "choose another image_size")

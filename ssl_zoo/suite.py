@@ -17,6 +17,7 @@ import yaml
 from ssl_zoo.checks import RULES, unknown
 from ssl_zoo.config import choice_names, compose, conf_dir, parse, plain, run_name
 from ssl_zoo.errors import UserError
+from ssl_zoo.foreign_yaml import checked
 
 NAMES = ("method", "backbone", "dataset")
 AXES = (*NAMES, "seed")
@@ -85,7 +86,7 @@ def _find(name: str, dirs: list[str]) -> Path:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        table = yaml.safe_load(file.read_text(encoding="utf-8"))
+        table = yaml.safe_load(checked(file.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as e:
         raise UserError(f"{file} cannot be read: {' '.join(str(e).split())[:160]}.") from e
     if not isinstance(table, dict):
@@ -115,8 +116,9 @@ def _check_table(table: Any, known: tuple[str, ...]) -> None:
         elif not all(isinstance(v, str) and v for v in _list(value)) or (value == [] and key in NAMES):
             raise UserError(f"{key}={value} does not work: it takes text or a list of texts.")
     for o in parse([str(w) for w in _list(table.get("overrides", []))]):
-        if o.key_or_group in (*AXES, "run", "out"):
+        if o.key_or_group in (*AXES, "run", "out", "trust"):
             where = f"write {o.key_or_group}: as a key of the suite" if o.key_or_group in AXES else "the benchmark chooses it"
+            where = "a file cannot vouch for itself, add it to the command" if o.key_or_group == "trust" else where
             raise UserError(f"overrides cannot hold {o.input_line}: {where}.")
 
 
@@ -149,7 +151,7 @@ def _cells(entries: dict[Key, list[str]], common: list[str], dirs: list[str]) ->
         config = compose("train", list(line), dirs)
         if config.run:
             raise UserError("run=... would be shared by all runs of the suite: use out=... instead.")
-        composed[line] = (run_name(list(line), dirs).replace("/", "-"), plain(config))
+        composed[line] = (run_name(list(line), dirs), plain(config))
     for key, line in words.items():
         name, config = composed[tuple(line)]
         *_, seed, variant = key

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -11,6 +12,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ssl_zoo.files import whole
+
+log = logging.getLogger("ssl_zoo")
 
 
 class CSVLog(Logger):
@@ -67,10 +70,15 @@ class CSVLog(Logger):
         if not self.file.is_file():
             return []
         text = self.file.read_bytes().decode("utf-8", "replace")
-        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))  # a line without an end was cut off
-        rows = [{k: v for k, v in r.items() if k and v not in ("", None)} for r in reader]
-        self.columns = list(reader.fieldnames or self.columns)
-        return [r for r in rows if r.get("step", "").isdigit()]
+        try:
+            reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))  # a line without an end was cut off
+            rows = [{k: v for k, v in r.items() if k and v not in ("", None)} for r in reader]
+            self.columns = list(dict.fromkeys([*self.columns, *filter(None, reader.fieldnames or [])]))
+            return [{**r, "step": int(r["step"])} for r in rows if r.get("step", "").isdecimal()]
+        except (ValueError, csv.Error) as e:
+            os.replace(self.file, self.file.with_suffix(".damaged"))
+            log.warning("metrics.csv cannot be read (%s): it is kept as metrics.damaged, and a new one begins here", e)
+            return []
 
     def _write(self) -> None:
         with whole(self.file, sync=False) as f:

@@ -61,7 +61,7 @@ class Cache:
     def has(self) -> bool:
         """Whether the stamp tells that the array is there; reads no image, and no times where so many files were never decoded."""
         content = self._listed() if any(self.root.glob(f"files-{len(self.files)}-*")) else None
-        return content is not None and _meta(self._folder(content)) is not None
+        return content is not None and _meta(self._folder(content), len(self.files)) is not None
 
     def get(self) -> tuple[Path, dict[str, Any]]:
         """The file of pixels and {"kept": rows that decoded, "skipped": [row, reason]}; decoded now where they are not there."""
@@ -69,7 +69,7 @@ class Cache:
             self.root.mkdir(parents=True, exist_ok=True)
             folder = self._folder(self._content())
             with locked(folder):
-                meta = _meta(folder) or self._fill(folder)
+                meta = _meta(folder, len(self.files)) or self._fill(folder)
         except OSError as e:
             raise UserError(
                 f"Decoded images cannot be cached in {self.root} ({e.strerror}): free space, set data.cache to a folder you can write, or "
@@ -135,19 +135,21 @@ class Cache:
             try:
                 os.replace(part, folder)
             except OSError:
-                if not _meta(folder):  # otherwise another process was first, where there are no locks: use its files
+                if not _meta(folder, len(self.files)):  # otherwise another process was first, where there are no locks: use its files
                     raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
         return meta
 
 
-def _meta(folder: Path) -> dict[str, Any] | None:
-    """What is known about a whole array; None where it is absent or damaged."""
+def _meta(folder: Path, count: int) -> dict[str, Any] | None:
+    """What is known about a whole array of `count` files; None where it is absent or damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        return meta if (folder / "pixels.u8").stat().st_size == meta["bytes"] else None
-    except (OSError, ValueError, KeyError):
+        rows = [*meta["kept"], *(row for row, reason in meta["skipped"] if isinstance(reason, str))]
+        whole = set(map(type, rows)) <= {int} and sorted(rows) == list(range(count)) and meta["kept"] == sorted(meta["kept"])
+        return meta if whole and (folder / "pixels.u8").stat().st_size == meta["bytes"] else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

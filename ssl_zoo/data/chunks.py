@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ssl_zoo.data.spans import LARGEST, Scan, index_of
+from ssl_zoo.data.encoded import LARGEST
+from ssl_zoo.data.spans import Scan, index_of
 from ssl_zoo.errors import UserError
 
 ENCODED = ("bytes", "file", "image", "jpeg")  # leaves that hold a whole image file

@@ -1,10 +1,14 @@
 """What decoding asks of a source: encoded images by row number."""
 
+import os
+import stat
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+LARGEST = 1 << 28  # bytes; what claims more is no image
 BLOCKS = 16  # blocks that a sample is taken from, and that an epoch mixes at a time
 
 
@@ -26,6 +30,18 @@ class Encoded(Protocol):
 
     def read(self, row: int) -> bytes:
         """The encoded image of a row; OSError or ValueError where there is none."""
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a file. OSError for what is none: a pipe would be waited for, and a device may never end."""
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(number, "rb") as file:
+        at = os.fstat(number)
+        if not stat.S_ISREG(at.st_mode):
+            raise OSError("it is no file but a folder, pipe or device")
+        if at.st_size > LARGEST:
+            raise OSError(f"its {at.st_size:,} bytes are more than any image has")
+        return file.read()
 
 
 def sample(total: int, blocks: list[int] | None, count: int) -> Tensor:

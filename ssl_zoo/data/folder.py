@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from ssl_zoo.data.cache import stamp
 from ssl_zoo.data.decode import cache_dir, decode
+from ssl_zoo.data.encoded import read_file
 from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
 from ssl_zoo.errors import UserError
 
@@ -66,19 +66,11 @@ class Files:
         return os.fsdecode(self.text[self.ends[row] : self.ends[row + 1]])
 
     def read(self, row: int) -> bytes:
-        with open(os.path.join(self.root, self.name(row)), "rb", opener=_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OSError("not a regular file")
-            return file.read()
+        return read_file(os.path.join(self.root, self.name(row)))
 
     def stamp(self) -> str | None:
         """Of all files, as of `cache.stamp`."""
         return stamp(os.path.join(self.root, name) for name in self)
-
-
-def _at_once(path: str, flags: int) -> int:
-    """Opens a pipe without waiting for someone to write into it."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _top(name: str) -> str | None:

@@ -16,7 +16,7 @@ import torch
 
 from ssl_zoo.data.cache import stamp
 from ssl_zoo.data.decode import cache_dir, decode
-from ssl_zoo.data.encoded import BLOCKS
+from ssl_zoo.data.encoded import BLOCKS, read_file
 from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
 from ssl_zoo.data.labels import Classes
 from ssl_zoo.errors import UserError
@@ -172,10 +172,18 @@ class Rows:
             if value.get("bytes"):
                 return value["bytes"]
             if value.get("path"):
-                return (self.files[self.groups[number][0]].parent / value["path"]).read_bytes()
+                return self._beside(self.files[self.groups[number][0]].parent, value["path"])
         if isinstance(value, bytes):
             return value
         raise OSError("the row holds no image")
+
+    @staticmethod
+    def _beside(folder: Path, path: str) -> bytes:
+        """A file that a row names, which must lie below the folder of the parquet file: whoever wrote that may have written anything."""
+        place = (folder / path).resolve()
+        if not place.is_relative_to(folder.resolve()):
+            raise OSError("the row names a file outside of the folder of the parquet file")
+        return read_file(place)
 
 
 def _leaf(group: Any, column: str) -> Any:

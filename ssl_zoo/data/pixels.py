@@ -16,13 +16,25 @@ UNREADABLE = (  # what Pillow's plugins raise for damaged files
     Image.DecompressionBombError,
 )
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+Image.init()
+# Pillow knows many more kinds, told by the first bytes whatever a file is called; EPS would be handed to Ghostscript, a program
+KINDS: list[str] = [
+    k
+    for k in ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA", "QOI")
+    if k in Image.OPEN
+]
+
+
+def opened(data: bytes) -> Image.Image:
+    """An encoded image of a kind that is read, not yet decoded."""
+    return Image.open(io.BytesIO(data), formats=KINDS)
 
 
 def to_rgb(data: bytes, canvas: int | None = None) -> Image.Image:
     """The first frame of an encoded image, upright, 8-bit RGB; transparency is laid on white, 16 bits are scaled. A JPEG may come at a
     half, a quarter or an eighth of its size where its shorter side stays at least twice `canvas`.
     """
-    image: Image.Image = Image.open(io.BytesIO(data))
+    image = opened(data)
     if canvas:
         image.draft(None, (2 * canvas, 2 * canvas))  # type: ignore[arg-type]
     image.load()
@@ -52,7 +64,7 @@ def sizes(files: Encoded) -> tuple[int, int]:
     found = []
     for row in sample(len(files), files.blocks, 64).tolist():
         try:
-            found.append(min(Image.open(io.BytesIO(files.read(row))).size))
+            found.append(min(opened(files.read(row)).size))
         except UNREADABLE:
             continue
     if not found:

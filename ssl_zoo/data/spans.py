@@ -28,7 +28,6 @@ SCHEMA = pa.schema(
         ("captions", pa.list_(pa.string())),
     ]
 )
-LARGEST = 1 << 28  # bytes; what claims more is no image
 STRETCH = 1 << 26  # bytes that are near each other
 Scan = Callable[[Path], pa.Table]  # the index of a file
 

@@ -10,8 +10,9 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from ssl_zoo.data.encoded import LARGEST
 from ssl_zoo.data.folder import SUFFIXES
-from ssl_zoo.data.spans import LARGEST, index_of, shown
+from ssl_zoo.data.spans import index_of, shown
 from ssl_zoo.errors import UserError
 
 IMAGES = tuple(s[1:] for s in SUFFIXES)

@@ -1,6 +1,8 @@
 """Backbones: any timm model as a map from images [B, 3, H, W] to features [B, num_features]."""
 
 import difflib
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -36,6 +38,8 @@ def create(
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
         raise UserError(f"timm has no model '{name}'" + (f"; did you mean '{close[0]}'?" if close else "; see `ssl-zoo list backbones`."))
+    if "checkpoint_path" in (kwargs or {}) and not _reads_safely(timm.models.load_state_dict):
+        raise UserError("This version of timm could run code that lies in backbone.kwargs.checkpoint_path: pip install -U timm.")
     first_conv = (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).first_conv or ""
     first_conv = first_conv if isinstance(first_conv, str) else first_conv[0]
     if first_conv.endswith("patch_embed.proj"):
@@ -54,6 +58,12 @@ def create(
     if grad_checkpointing:
         _checkpoint(model, name)
     return _checked(model, name, image_size)
+
+
+def _reads_safely(load: Callable[..., Any]) -> bool:
+    """Whether timm reads files of weights as tensors alone, unless told otherwise."""
+    known = inspect.signature(load).parameters.get("weights_only")
+    return known is not None and known.default is True
 
 
 def tiny(image_size: int = 32, stem: str = "auto") -> nn.Module:
@@ -77,7 +87,8 @@ def _timm(name: str, pretrained: bool, kwargs: dict) -> Any:
     except TypeError as e:
         raise UserError(f"timm's {name} refuses backbone.kwargs: {e}.") from e
     except (OSError, RuntimeError) as e:
-        raise UserError(f"The pretrained weights of {name} cannot be had ({str(e).splitlines()[0]}): use backbone.pretrained=false.") from e
+        why = (str(e).splitlines() or [type(e).__name__])[0]
+        raise UserError(f"The pretrained weights of {name} cannot be had ({why}): use backbone.pretrained=false.") from e
 
 
 def _with_patches(name: str, image_size: int, patch_size: int | str | None, pretrained: bool, kwargs: dict) -> Any:
@@ -89,6 +100,9 @@ def _with_patches(name: str, image_size: int, patch_size: int | str | None, pret
     for option in ({**size, "dynamic_img_size": True}, size, {"img_size": image_size}, {}):
         try:
             model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **{**option, **kwargs})
+            break
+        except (OSError, RuntimeError):  # told below
+            model = _timm(name, pretrained, {**option, **kwargs})
             break
         except (TypeError, AssertionError, ZeroDivisionError, ValueError):
             continue

@@ -66,7 +66,7 @@ def _torchvision(name: str) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
         raise _unknown("torchvision", "weights", name, [f"{kinds.__name__}.{t}" for t in kinds.__members__])
     weights = kinds[tag]
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, ValueError) as e:
         raise _not_had(f"torchvision/{weights}", e) from e
     images = weights.transforms()

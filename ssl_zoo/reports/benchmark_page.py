@@ -1,7 +1,6 @@
 """index.html: many runs on one self-contained page, with the same table as Markdown, CSV and LaTeX beside it."""
 
 import base64
-import html
 import os
 import urllib.parse
 from pathlib import Path
@@ -10,9 +9,10 @@ from ssl_zoo.reports import benchmark_figures as figures
 from ssl_zoo.reports.benchmark_look import LOOK, SORT
 from ssl_zoo.reports.collect import Problem, Run
 from ssl_zoo.reports.groups import Group, Measure
-from ssl_zoo.reports.page import page
+from ssl_zoo.reports.page import escaped as _e
+from ssl_zoo.reports.page import page, printable
 from ssl_zoo.reports.published import Published
-from ssl_zoo.reports.table import HEAD, NOTE, STALE, columns, command, cost, head, markdown, printable, protocols, stale_notes
+from ssl_zoo.reports.table import HEAD, NOTE, STALE, columns, command, cost, head, markdown, protocols, stale_notes
 from ssl_zoo.reports.table_files import group_csv, latex, run_csv
 
 LEAD = "Rows marked † are stale and do not compete. Minutes count from the last start of a run, on the machine that it ran on."
@@ -57,10 +57,6 @@ def render(groups: list[Group], problems: list[Problem], out: Path, title: str) 
         _list("Not in the table", [f"{p.folder}: {p.reason}" for p in problems]),
     ]
     return page(printable(title), "\n".join(p for p in parts if p), LOOK, SORT)
-
-
-def _e(text: str) -> str:
-    return html.escape(printable(text))
 
 
 # ---------------------------------------------------------------------------------------------- the table

@@ -13,9 +13,8 @@ import numpy as np
 import yaml
 
 from ssl_zoo.fingerprint import group_hash
+from ssl_zoo.foreign_yaml import LOADER, checked
 from ssl_zoo.reports.figures import read_metrics
-
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Problem(NamedTuple):
@@ -95,7 +94,7 @@ def _run_folders(place: Path, aside: Path | None) -> Iterator[Path]:
 def read_config(run: Path) -> dict[str, Any]:
     """config.yaml of a run folder as plain data. Raises ValueError with the reason where it cannot be read."""
     try:
-        config = yaml.load((run / "config.yaml").read_text(encoding="utf-8"), Loader=LOADER)
+        config = yaml.load(checked((run / "config.yaml").read_text(encoding="utf-8")), Loader=LOADER)
     except FileNotFoundError as e:
         raise ValueError("config.yaml is missing") from e
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as e:

@@ -1,6 +1,5 @@
 """The part of a run's page that tells what `ssl-zoo eval` found: `<run>/eval/*.json`. A file that is damaged gets a note."""
 
-import html
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from ssl_zoo.reports import scores
-from ssl_zoo.reports.page import picture, section, wide_table
+from ssl_zoo.reports.page import escaped, picture, section, wide_table
 from ssl_zoo.reports.style import STYLE, save
 
 Result = tuple[str, dict[str, Any]]  # name of the file, what it holds
@@ -36,7 +35,7 @@ def evaluation_section(run: Path) -> str:
             results.remove((name, result))
             damaged.append(name)
     drawn = "".join(section(picture(*d)) for d in draw(run / "figures", results, damaged))
-    files_left = html.escape(", ".join(f"eval/{n}.json" for n in sorted(set(damaged))))
+    files_left = escaped(", ".join(f"eval/{n}.json" for n in sorted(set(damaged))))
     told = f'<p class="note">Damaged, so what they hold is not all here: {files_left}.</p>'
     how = '<p class="note">Brackets: 95 % interval. Every number is from eval/*.json of this run.</p>'
     body = (wide_table(HEAD, lines, numbers=(2, 3, 6)) + how if lines else "") + (told if damaged else "")
@@ -79,7 +78,7 @@ def rows(r: dict[str, Any]) -> list[list[str]]:
             draws = [f"{len(one['per_draw'])} draws"] if one.get("per_draw") else []
             own = {k: v for k, v in one.items() if not k.startswith("top1") and k not in NOT_SETTINGS}
             lines.append(["", "", _top1(one), _number(one["top5"]) if "top5" in one else "", "; ".join(draws), words(own), ""])
-    return [[cell if i == 2 else html.escape(cell) for i, cell in enumerate(line)] for line in lines]
+    return [[cell if i == 2 else escaped(cell) for i, cell in enumerate(line)] for line in lines]
 
 
 def _top1(r: dict[str, Any]) -> str:

@@ -40,7 +40,7 @@ def draw_all(run: Path) -> dict[str, tuple[Path, str]]:
     metrics = read_metrics(run) if whole else {}
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
-    data = dict(np.load(folder / "data.npz")) if (folder / "data.npz").is_file() else {}
+    data = dict(np.load(folder / "data.npz", allow_pickle=False)) if (folder / "data.npz").is_file() else {}
     with plt.rc_context(STYLE):
         return {
             name: (save(figure, folder / f"{name}.png"), caption) for name, figure, caption in _figures(metrics, summary, data) if figure

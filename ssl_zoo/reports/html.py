@@ -1,13 +1,12 @@
 """report.html: a run on one self-contained page."""
 
-import html
 import json
 from pathlib import Path
 from typing import Any
 
 from ssl_zoo.reports.evaluations import evaluation_section
 from ssl_zoo.reports.figures import draw_all
-from ssl_zoo.reports.page import facts, page, picture, section, write_page
+from ssl_zoo.reports.page import escaped, facts, page, picture, section, write_page
 
 
 def _percent(value: float | None) -> str:
@@ -55,20 +54,20 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 def write_report(run: Path) -> Path:
     """Draw the figures of `run` and write report.html; needs summary.json. Returns the page."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    escape = html.escape
     bad = "" if summary["verdict"].startswith("Healthy") else " bad"
     shown = "".join(
-        f'<div class="card{" plain" if plain else ""}"><b>{escape(v)}</b>{escape(what)}</div>' for v, what, plain in cards(summary)
+        f'<div class="card{" plain" if plain else ""}"><b>{escaped(v)}</b>{escaped(what)}</div>' for v, what, plain in cards(summary)
     )
     versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items()) + (
         f", commit {summary['commit']}" if summary["commit"] else ""
     )
+    command = "\n".join(escaped(line) for line in summary["command"].split("\n"))
     body = (
-        f'<p class="verdict{bad}">{escape(summary["verdict"])}</p>\n<div class="cards">{shown}</div>\n',
+        f'<p class="verdict{bad}">{escaped(summary["verdict"])}</p>\n<div class="cards">{shown}</div>\n',
         _pictures(run),
         evaluation_section(run),
         section(facts(rows(summary)), "The run"),
-        section(f'<pre>{escape(summary["command"])}</pre><p class="note">{escape(versions)}</p>', "Get it again"),
+        section(f'<pre>{command}</pre><p class="note">{escaped(versions)}</p>', "Get it again"),
     )
     return write_page(run / "report.html", page(" · ".join(summary["name"].split("_", 2)), "".join(body)))
 

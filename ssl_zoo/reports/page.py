@@ -1,6 +1,7 @@
 """The skeleton of every page: one look, one self-contained file."""
 
 import base64
+import hashlib
 import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,33 +27,52 @@ pre { background: #22313f; color: #f8f9fa; padding: 12px 16px; border-radius: 6p
 """
 
 
+def printable(text: str) -> str:
+    """Text without bytes that are none and without control characters, among them those that turn the direction of writing."""
+    whole = str(text).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else " " for c in whole)
+
+
+def escaped(text: str) -> str:
+    """Any text as HTML that shows it."""
+    return html.escape(printable(text))
+
+
+def _policy(script: str) -> str:
+    """What a browser may do for the page: show what lies in it and run this one script, and nothing that came in otherwise."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    runs = f"script-src 'sha256-{digest}'; " if script else ""
+    return f"default-src 'none'; {runs}style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+
 def page(title: str, body: str, style: str = "", script: str = "") -> str:
     """A whole page under its title, which is text; body is HTML, style and script what only this page needs."""
-    title = html.escape(title)
+    title, script = escaped(title), f"\n{script}" if script else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>\n{STYLE}{style}</style></head><body><main>\n<h1>{title}</h1>\n{body}\n</main>"
-        + (f"<script>\n{script}</script>" if script else "")
+        + (f"<script>{script}</script>" if script else "")
         + "</body></html>\n"
     )
 
 
 def section(body: str, heading: str | None = None) -> str:
     """HTML in a box of its own; heading: text."""
-    head = f"<h2>{html.escape(heading)}</h2>" if heading else ""
+    head = f"<h2>{escaped(heading)}</h2>" if heading else ""
     return f"<section>{head}{body}</section>\n"
 
 
 def picture(name: str, file: Path, caption: str) -> str:
     """An image that lies inside the page, and a sentence about it."""
     data = base64.b64encode(file.read_bytes()).decode()
-    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{data}"><p class="note">{html.escape(caption)}</p>'
+    return f'<img alt="{escaped(name)}" src="data:image/png;base64,{data}"><p class="note">{escaped(caption)}</p>'
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:
     """A table of (what, text)."""
-    return f"<table>{''.join(f'<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>' for k, v in rows)}</table>"
+    return f"<table>{''.join(f'<tr><td>{escaped(k)}</td><td>{escaped(v)}</td></tr>' for k, v in rows)}</table>"
 
 
 def wide_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from ssl_zoo.reports.collect import Problem
 from ssl_zoo.reports.groups import LABELS, Group, Measure
+from ssl_zoo.reports.page import printable
 
 STALE = "†"
 NOTE = (
@@ -96,7 +97,7 @@ def markdown(groups: list[Group], problems: list[Problem], title: str) -> str:
 def _rows(groups: list[Group], shown: dict[str, str], letters: dict[str, str], e: Callable[[str], str]) -> list[str]:
     titles = [*HEAD, *shown.values(), "minutes", "images/s", "MiB", "published", "config"]
     left = ("method", "backbone", "data", "published", "config")
-    lines = [titles, [":--" if t in left else "--:" for t in titles]]
+    lines = [[*map(e, titles)], [":--" if t in left else "--:" for t in titles]]
     for g in groups:
         first, *rest = map(e, head(g))
         numbers = []
@@ -125,15 +126,9 @@ def terminal(groups: list[Group], title: str) -> Table:
     shown = columns(groups)
     told = Table(title=Text(printable(title)), title_justify="left")
     for name in (*HEAD, *shown.values(), "minutes"):
-        told.add_column(name, justify="left" if name in HEAD[:3] else "right")
+        told.add_column(Text(printable(name)), justify="left" if name in HEAD[:3] else "right")
     for g in groups:
         numbers = [Text(percent(g.measures.get(c), len(g.runs)), style="bold" if c in g.best else "") for c in shown]
         first, *rest = (Text(printable(t)) for t in head(g))
         told.add_row(first + Text(f" {STALE}") if g.stale else first, *rest, *numbers, Text(cost(g)[0]), style="dim" if g.stale else "")
     return told
-
-
-def printable(text: str) -> str:
-    """Text without bytes that are none and without control characters."""
-    whole = str(text).encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else " " for c in whole)

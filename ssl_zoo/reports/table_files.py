@@ -7,7 +7,8 @@ from typing import Any
 
 from ssl_zoo.reports.collect import number, table
 from ssl_zoo.reports.groups import Group
-from ssl_zoo.reports.table import HEAD, STALE, columns, command, cost, head, percent, printable
+from ssl_zoo.reports.page import printable
+from ssl_zoo.reports.table import HEAD, STALE, columns, command, cost, head, percent
 
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
@@ -51,10 +52,14 @@ def run_csv(groups: list[Group]) -> str:
 
 def _csv(lines: list[dict[str, Any]]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(k for line in lines for k in line)))
-    writer.writeheader()
-    writer.writerows(lines)
+    columns = list(dict.fromkeys(k for line in lines for k in line))
+    csv.writer(out).writerows([[_cell(c) for c in columns], *([_cell(line.get(c)) for c in columns] for line in lines)])
     return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula is marked as text, as spreadsheets do it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else value
 
 
 # ---------------------------------------------------------------------------------------------- LaTeX
