@@ -45,6 +45,7 @@ SHARE = (_number(0, 1), "a number from 0 to 1")
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": POSITIVE,
     "batch_size": (_number(2, whole=True), "a whole number of at least 2"),
+    "chunk_size": (_or(_one_of(None), _number(1, whole=True)), "null or a whole number of at least 1"),
     "images": POSITIVE,
     "draws": POSITIVE,
     "format": (_one_of("tar", "litdata"), "tar or litdata"),

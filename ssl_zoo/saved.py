@@ -14,9 +14,9 @@ from ssl_zoo.errors import UserError
 from ssl_zoo.files import whole
 
 RESUMABLE = ("epochs", "trust", "data.resident", "data.workers", "data.worker_kind", "data.cache", "evaluation.", "logger.", "trainer.",
-             "checkpoint.", "batch_size")  # fmt: skip
+             "checkpoint.", "batch_size", "chunk_size")  # fmt: skip
 FIXED = ("trainer.max_epochs",)
-LATER = ("checkpoint", "resume")  # groups that runs of older versions lack
+LATER = ("checkpoint", "resume", "chunk_size")  # keys that runs of older versions lack
 
 
 def save_config(config: DictConfig, run: Path, commands: Iterable[str]) -> None:

@@ -437,6 +437,8 @@ def test_18_the_center_follows_raw_outputs_after_the_loss():
     raw = torch.stack([method.teacher(v) for v in views])
     out = method.step(views, {})
     logits = torch.stack([method.head(method.backbone(v)) for v in views])
+    assert torch.equal(method.center.value, before)
+    method.after_step()
 
     def loss(center):
         return float(dino_loss(logits, F.softmax((raw - center) / 0.04, -1), 0.1).detach())
