@@ -252,6 +252,21 @@ def test_dino_in_micro_batches_is_dino_in_one():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("net", [vit, Net])
+def test_a_compiled_network_is_compiled_for_chunks(net):
+    torch.manual_seed(0)
+    plain, compiled = limit(net(), 3), limit(net(), 3)
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile(backend="aot_eager")
+    found = []
+    for module in (plain, compiled):
+        for _ in range(2):
+            in_chunks(module, two_views(0, B)[0]).square().sum().backward()
+        found.append([{k: p.grad for k, p in module.named_parameters() if p.grad is not None} | module.state_dict()])
+    same(*found, 1e-5)
+
+
+@pytest.mark.slow
 def test_a_run_in_chunks(cli, tmp_path):
     done = cli(*SMOKE, "recipe=none", "chunk_size=8", "epochs=1", "run=r", "evaluation.linear.final=false")
     assert done.returncode == 0, done.stderr

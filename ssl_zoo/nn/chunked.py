@@ -40,7 +40,7 @@ def limit(net: nn.Module, chunk_size: int | None) -> nn.Module:
     if norms and chunk_size < 3:  # from there on, no chunk has a single row
         raise UserError(f"chunk_size={chunk_size} leaves batch normalisation nothing to normalise over: take 3 or more, better 32.")
     if norms:
-        log.warning("The backbone takes its batch statistics over chunks of %d images (chunk_size).", chunk_size)
+        log.warning("The backbone takes its batch statistics over chunks of %d images (chunk_size): see docs/speed.md.", chunk_size)
     net.chunk_size = chunk_size  # type: ignore[assignment]
     return net
 
