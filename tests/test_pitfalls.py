@@ -431,6 +431,7 @@ def test_16_the_teacher_is_not_trained(name):
 
 # ---------------------------------------------------------------------------------------------- 18 to 23: DINO
 def test_18_the_center_follows_raw_outputs_after_the_loss():
+    torch.manual_seed(0)
     method, views = make("dino", Flat()), two_views(local_crops=0)
     method.center.value.copy_(torch.linspace(-0.5, 0.5, 10))
     before = method.center.value.clone()
@@ -444,7 +445,7 @@ def test_18_the_center_follows_raw_outputs_after_the_loss():
         return float(dino_loss(logits, F.softmax((raw - center) / 0.04, -1), 0.1).detach())
 
     assert float(out["loss"].detach()) == pytest.approx(loss(before), rel=1e-5)
-    assert float(out["loss"].detach()) != pytest.approx(loss(method.center.value), rel=1e-3)
+    assert float(out["loss"].detach()) != pytest.approx(loss(method.center.value), rel=1e-4)
     torch.testing.assert_close(method.center.value, 0.9 * before + 0.1 * raw.mean((0, 1)))
 
 
