@@ -109,6 +109,7 @@ def build_method(config: DictConfig, data: Data) -> Method:
         optimizer=plain(config.optimizer),
         batch_size=config.batch_size,
         seed=config.seed,
+        chunk_size=config.chunk_size,
     )
 
 

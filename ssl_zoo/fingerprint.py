@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 LOADING = ("decoded", "resident", "workers", "worker_kind")  # who loads the data and how, not which
+LATER = {"chunk_size": None}  # keys that older configs lack, with the value under which they trained
 ABSENT = "absent"
 
 
@@ -13,7 +14,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """A hash of everything that decides the result: the config without where it is written, who loads the data and how features are
     pictured. How data is decoded is part of the data sets that it decides the order of.
     """
-    decisive = {k: v for k, v in config.items() if k not in ("run", "out", "logger", "resume", "checkpoint", "guard")}
+    aside = ("run", "out", "logger", "resume", "checkpoint", "guard")
+    decisive = {k: v for k, v in config.items() if k not in aside and (k not in LATER or v != LATER[k])}
     decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in LOADING}
     decisive["evaluation"] = {k: v for k, v in decisive["evaluation"].items() if k != "map"}
     return _hash(decisive)
@@ -30,7 +32,7 @@ def _hash(value: Any) -> str:
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a result as {dotted key: value}, without folders that are only written to."""
-    found = dict(_leaves(config, ""))
+    found = LATER | dict(_leaves(config, ""))
     aside = {"run", "out", "resume", "trust", *(f"data.{k}" for k in LOADING)}
     aside |= {"dataset.cache", "dataset.decoded", "data.cache", "evaluation.map"}
     return {k: v for k, v in found.items() if k not in aside and not k.startswith(("logger.", "checkpoint.", "guard."))}

@@ -60,6 +60,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trust": (_listed(lambda v: isinstance(v, str) and all(part.isidentifier() for part in v.split("."))), "a list of names of packages"),
     "epochs": POSITIVE,
     "batch_size": (_number(2, whole=True), "a whole number of at least 2"),
+    "chunk_size": (_or(_one_of(None), _number(1, whole=True)), "null or a whole number of at least 1"),
     "images": POSITIVE,
     "draws": POSITIVE,
     "format": (_one_of("tar", "litdata"), "tar or litdata"),

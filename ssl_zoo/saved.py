@@ -16,9 +16,9 @@ from ssl_zoo.foreign_yaml import checked
 from ssl_zoo.origins import refuse_resolvers
 
 RESUMABLE = ("epochs", "trust", "data.resident", "data.workers", "data.worker_kind", "data.cache", "evaluation.", "logger.", "trainer.",
-             "checkpoint.", "guard.", "batch_size")  # fmt: skip
+             "checkpoint.", "guard.", "batch_size", "chunk_size")  # fmt: skip
 FIXED = ("trainer.max_epochs",)
-LATER = ("checkpoint", "guard", "resume")  # groups that runs of older versions lack
+LATER = ("checkpoint", "guard", "resume", "chunk_size")  # keys that runs of older versions lack
 
 
 def save_config(config: DictConfig, run: Path, commands: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from ssl_zoo.augment.spec import resolve_all
 from ssl_zoo.checks import check_located, nearest
 from ssl_zoo.config import choice_names, compose, conf_dir, expand, plain, run_name
 from ssl_zoo.errors import UserError
+from ssl_zoo.fingerprint import changes, config_hash
 from ssl_zoo.saved import commands_of, load_run, save_config
 
 
@@ -142,6 +143,9 @@ ANSWERS = {
     "epochs=abc": "epochs takes a whole number",
     "epochs=0": "epochs takes a whole number of at least 1",
     "epochs=2.5": "epochs takes a whole number",
+    "chunk_size=0": "chunk_size takes null or a whole number of at least 1",
+    "chunk_size=-3": "chunk_size takes null or a whole number",
+    "chunk_size=2.5": "chunk_size takes null or a whole number",
     "batch_size=-4": "batch_size takes a whole number of at least 2",
     "method.hidden_dim=wide": "method.hidden_dim takes a whole number",
     "method.init=3": "no key 'method.init'",
@@ -278,8 +282,13 @@ def test_a_damaged_config_is_one_sentence(saved, text):
 def test_a_run_of_an_older_version_gets_the_defaults_of_what_came_later(saved):
     config = OmegaConf.load(saved / "config.yaml")
     del config.trainer["compile"]
+    del config["chunk_size"]
     OmegaConf.save(config, saved / "config.yaml")
     assert load_run(saved).trainer.compile is False
+    assert load_run(saved).chunk_size is None
+    assert load_run(saved, ["chunk_size=8"]).chunk_size == 8
+    assert config_hash(plain(load_run(saved))) == config_hash(plain(config)) != config_hash(plain(load_run(saved, ["chunk_size=8"])))
+    assert not changes(plain(config), plain(load_run(saved)))
 
 
 def test_a_run_folder_cannot_vouch_for_itself(saved):

@@ -18,7 +18,7 @@ from ssl_zoo.collapse.centering import Center, sinkhorn
 from ssl_zoo.collapse.queue import Queue
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.loader import Loader
-from ssl_zoo.distributed import fold_seed, gather, gather_uneven, max_over_ranks, mean_over_ranks, rank, union
+from ssl_zoo.distributed import fold_seed, gather, gather_uneven, max_over_ranks, mean_over_ranks, rank, union, world_size
 from ssl_zoo.evaluation.features import extract
 from ssl_zoo.evaluation.knn import knn_classify
 from ssl_zoo.evaluation.scores import judge
@@ -41,7 +41,19 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request, tmp_path_factory):
     """What every worker below returned on each rank, from one start of 2 or 4 gloo processes (starting is slow, the work is not)."""
-    workers = (_collectives, _losses, _assignments, _queue, _constant, _set_up, _methods, _unsynchronised, _averaged_by_ddp, _judged)
+    workers = (
+        _collectives,
+        _losses,
+        _assignments,
+        _queue,
+        _constant,
+        _set_up,
+        _methods,
+        _unsynchronised,
+        _averaged_by_ddp,
+        _chunked,
+        _judged,
+    )
     return _start(request.param, tmp_path_factory.mktemp("ranks"), workers)
 
 
@@ -401,6 +413,50 @@ def test_ddp_averages_to_the_same_gradients(ranks):
         for name, grads in f["_averaged_by_ddp"].items():
             for key, grad in f["_methods"][f"{name} 0"]["grads"].items():
                 torch.testing.assert_close(grads[key], grad, rtol=1e-10, atol=1e-12)
+
+
+CHUNKED = {
+    "simclr": lambda size: SimCLR(Net(), hidden_dim=16, proj_dim=8, temperature=0.2, chunk_size=size),
+    "simclr_vit": lambda size: SimCLR(_vit(), hidden_dim=16, proj_dim=8, temperature=0.2, chunk_size=size),
+    "moco_v3": lambda size: MoCoV3(Net(), hidden_dim=16, proj_dim=8, chunk_size=size),
+    "moco_v3_vit": lambda size: MoCoV3(_vit(), hidden_dim=16, proj_dim=8, chunk_size=size),
+}
+
+
+def _in_chunks(name, size, views, wrap):
+    """Loss, gradients and state of one step, and how often DDP was handed a gradient; with `wrap`, as DDP averages them."""
+    torch.manual_seed(3)
+    method, handed = synchronise(CHUNKED[name](size).double(), "cpu"), []
+    net = DistributedDataParallel(_Loss(method)) if wrap else _Loss(method)
+    if wrap:
+        net.register_comm_hook(None, lambda _, bucket: handed.extend(bucket.parameters()) or _average(bucket))
+    loss = net(*views)
+    loss.backward()
+    grads = {k: p.grad for k, p in method.named_parameters() if p.requires_grad}
+    return {"loss": mean_over_ranks(loss.detach()), "handed": len(handed), **grads, **{f"after {k}": b for k, b in method.named_buffers()}}
+
+
+def _average(bucket):
+    done = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return done.then(lambda f: f.value()[0] / world_size())
+
+
+def _chunked(r, world):
+    return {name: _in_chunks(name, 3, [part(v, r, world) for v in _views()], True) for name in CHUNKED}
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_chunks_on_ranks_are_chunks_of_one_process(ranks, name):
+    """A chunk is that of all ranks together, as its batch statistics tell; DDP gets every gradient once."""
+    world = len(ranks)
+    parts = [torch.stack([part(v, r, world) for r in range(world)]) for v in _views()]  # [W, B / W, ...]
+    together = [torch.cat([x.flatten(0, 1) for x in p.split(3, 1)]) for p in parts]
+    size = None if name.endswith("vit") else 3 * world
+    alone = _in_chunks(name, size, together, False)
+    for found in (f["_chunked"][name] for f in ranks):
+        assert found.pop("handed") == sum(not k.startswith(("after", "loss", "handed")) for k in alone)
+        for key in found:
+            torch.testing.assert_close(found[key], alone[key], rtol=1e-8, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}")
 
 
 # ---------------------------------------------------------------------------------------------- data over three ranks

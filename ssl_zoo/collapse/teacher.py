@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssl_zoo.nn.chunked import in_chunks
+
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -55,7 +57,7 @@ class Teacher(nn.Module):
 
             @torch.no_grad()
             def run(x: Tensor, part: nn.Module = part, first: bool = i == 0) -> Tensor:
-                return part(x.to(next(self.network.parameters()).dtype) if first else x)
+                return in_chunks(part, x.to(next(self.network.parameters()).dtype) if first else x)
 
             yield run
 

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ssl_zoo.distributed import fold_seed, seed_all
 from ssl_zoo.nn.batchnorm import synchronise
+from ssl_zoo.nn.chunked import in_chunks, limit
 from ssl_zoo.optim.build import build_optimizer
 from ssl_zoo.optim.schedules import cosine, schedule
 
@@ -22,7 +23,7 @@ class Method(L.LightningModule):
     augment: images uint8 [B, 3, H, W], seed -> list of V float views; None where a batch already holds "views". A batch that holds
     "pixels" [N, 3, H, W] in place of "image" has its views made of the rows "index" of them.
     optimizer: the fields of conf/optimizer. batch_size: images per device and step, for lr = base_lr x global batch / 256.
-    sync_bn: batch statistics over all devices.
+    sync_bn: batch statistics over all devices. chunk_size: images per forward of the backbone, see `nn/chunked.py`; None for all.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class Method(L.LightningModule):
         batch_size: int = 256,
         seed: int = 0,
         sync_bn: bool = True,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone = limit(backbone, chunk_size)
         self.augment = augment
         self.optimizer_config = optimizer
         self.batch_size, self.seed, self.sync_bn = batch_size, seed, sync_bn
@@ -61,7 +63,7 @@ class Method(L.LightningModule):
         """Every view through nets in a row: one tensor [V, B, D_i] of the output of each net.
 
         Views as large as the first have a forward each, or one for all where `together`: this decides over which images batch statistics
-        are taken. Local views share one forward for each size.
+        are taken. Local views share one forward for each size. A net with a `chunk_size` takes a forward in chunks.
         """
         groups: list[list[Tensor]] = []
         for v in views:
@@ -69,9 +71,9 @@ class Method(L.LightningModule):
             groups[-1].append(v) if joins else groups.append([v])
         outs: list[list[Tensor]] = [[] for _ in nets]
         for group in groups:
-            x = torch.cat(group)
+            x = torch.cat(group) if len(group) > 1 else group[0]
             for net, out in zip(nets, outs, strict=True):
-                x = net(x)
+                x = in_chunks(net, x)
                 out.append(x.unflatten(0, (len(group), -1)))
         return [torch.cat(out) for out in outs]
 
