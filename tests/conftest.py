@@ -20,6 +20,10 @@ GOLDEN = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
 SMOKE = ["experiment=smoke", "dataset.train_size=192", "dataset.test_size=64", "batch_size=32", "method.hidden_dim=64", "trainer=cpu",
          "evaluation.linear.max_iter=5", "evaluation.linear.l2=[0.01]"]  # fmt: skip
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests that run side by side share the cores
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def golden_input(name: str) -> torch.Tensor:
     """An input of the golden cases, regenerated from its description, float64."""
