@@ -40,7 +40,7 @@ from ssl_zoo.reports.collect import Problem, collect
 from ssl_zoo.reports.groups import group
 from ssl_zoo.reports.html import write_report
 from ssl_zoo.reports.table import terminal
-from ssl_zoo.run_folder import check_checkpoint
+from ssl_zoo.run_folder import readable_checkpoint
 from ssl_zoo.saved import load_run, save_config
 
 PACKAGE = ROOT / "ssl_zoo"
@@ -239,12 +239,14 @@ def test_nothing_unpickles(file):
 
 def test_pickles_in_the_place_of_our_files_are_not_run(tmp_path, mark):
     evil = pickle.dumps(Evil(mark))
-    torch.save({"state_dict": Evil(mark)}, tmp_path / "last.ckpt")
+    for name in ("last", "previous"):
+        write(tmp_path, f"checkpoints/{name}.ckpt", b"")
+        torch.save({"state_dict": Evil(mark)}, tmp_path / "checkpoints" / f"{name}.ckpt")
     with pytest.raises(UserError, match="cannot be read"):
-        check_checkpoint(tmp_path / "last.ckpt")
+        readable_checkpoint(tmp_path)
     for name, options in (("resnet18", {}), ("vit_tiny_patch16_224", {"depth": 1})):
         with pytest.raises(UserError, match="weights_only=True blocked"):
-            create(name, image_size=32, kwargs={"checkpoint_path": str(tmp_path / "last.ckpt"), **options})
+            create(name, image_size=32, kwargs={"checkpoint_path": str(tmp_path / "checkpoints" / "last.ckpt"), **options})
     kept = cached(tmp_path, "key", lambda: torch.ones(1))
     (file,) = tmp_path.glob("*.safetensors")
     file.write_bytes(evil)
