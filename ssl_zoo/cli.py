@@ -2,9 +2,10 @@
 
 import errno
 import sys
+import time
 
 from ssl_zoo import __version__
-from ssl_zoo.errors import UserError
+from ssl_zoo.errors import Ended, UserError
 
 VERBS = {
     "pretrain": "train a backbone without labels (the default verb)",
@@ -45,13 +46,18 @@ examples
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 0, with 2 after a sentence on bad input, with 130 after Ctrl-C, with 1 when a job of many failed."""
+    """Entry point; exits with 0, with 2 after a sentence on bad input, with 130 after Ctrl-C, with 1 when a job of many failed or a rank
+    was lost, with 143 after SIGTERM and with 75 where it asks to be run again.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         code = run(argv)
     except UserError as e:
-        print(f"ssl-zoo: {e}", file=sys.stderr)
+        print(f"ssl-zoo: {own_words()}{e}", file=sys.stderr)
         code = 2
+    except Ended as e:
+        print(f"\n{own_words()}{e}", file=sys.stderr)
+        code = e.code
     except KeyboardInterrupt as e:
         print(f"\n{e}" if str(e) else "\nssl-zoo: stopped", file=sys.stderr)
         code = 130
@@ -61,9 +67,19 @@ def main(argv: list[str] | None = None) -> None:
         if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
             raise
         place = e.filename or "a file"
-        print(f"ssl-zoo: Cannot write {place} ({e.strerror}): free space, or choose a folder you can write.", file=sys.stderr)
+        print(f"ssl-zoo: {own_words()}Cannot write {place} ({e.strerror}): free space, or choose a folder you can write.", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def own_words() -> str:
+    """Before what a rank above 0 has to say: rank 0 says what all would say, and what started them may then end this one."""
+    from ssl_zoo.launch import rank
+
+    if not rank():
+        return ""
+    time.sleep(3)
+    return f"rank {rank()}: "
 
 
 def run(argv: list[str]) -> int:
@@ -86,6 +102,8 @@ def run(argv: list[str]) -> int:
         from ssl_zoo.multirun import multirun
 
         return multirun(words, options)
+    if any(w.startswith(("sweep=", "sweep.")) for w in words):
+        raise UserError("sweep=... says where the jobs of -m run: add -m.")
     from ssl_zoo.commands import HANDLERS
 
     return HANDLERS[verb](words, options)

@@ -14,9 +14,9 @@ from ssl_zoo.errors import UserError
 from ssl_zoo.files import whole
 
 RESUMABLE = ("epochs", "trust", "data.resident", "data.workers", "data.worker_kind", "data.cache", "evaluation.", "logger.", "trainer.",
-             "checkpoint.", "batch_size")  # fmt: skip
+             "checkpoint.", "preemption.", "batch_size")  # fmt: skip
 FIXED = ("trainer.max_epochs",)
-LATER = ("checkpoint", "resume")  # groups that runs of older versions lack
+LATER = ("checkpoint", "resume", "preemption")  # groups that runs of older versions lack
 
 
 def save_config(config: DictConfig, run: Path, commands: Iterable[str]) -> None:
@@ -56,7 +56,7 @@ def load_run(run: str | Path, overrides: Iterable[str] = (), trust: Iterable[str
     lacking = _lacking(reference, known)
     if lacking or not isinstance(config, DictConfig):
         raise UserError(f"{file} lacks {lacking}, so it is not a whole config of ssl_zoo: restore it from a copy or start a new run.")
-    for group in ("data", "trainer", "evaluation", "checkpoint"):  # a run of an older version lacks what came later
+    for group in ("data", "trainer", "evaluation", "checkpoint", "preemption"):  # a run of an older version lacks what came later
         config[group] = OmegaConf.merge(reference[group], config[group])
     config.trust = list(trust)
     known = plain(config)

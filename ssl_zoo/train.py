@@ -17,26 +17,30 @@ from ssl_zoo.callbacks.loggers import sync_command
 from ssl_zoo.callbacks.place import Place
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.callbacks.progress import RunProgress
-from ssl_zoo.callbacks.stop import Stop, Stopped
+from ssl_zoo.callbacks.stop import Stop, Stopped, exit_code
 from ssl_zoo.callbacks.throughput import Throughput
+from ssl_zoo.callbacks.watch import Watch
 from ssl_zoo.config import plain
 from ssl_zoo.continued import changed
 from ssl_zoo.data.feed import worker_error
 from ssl_zoo.data.loader import Loader
 from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.distributed import union
+from ssl_zoo.errors import Ended
 from ssl_zoo.evaluation.labelled import labelled_pair
 from ssl_zoo.export import save_backbone
 from ssl_zoo.fingerprint import config_hash
 from ssl_zoo.reports.summary import write_summary
-from ssl_zoo.run_folder import claim, readable_checkpoint, run_folder, say
+from ssl_zoo.run_folder import claim, first_speaks, readable_checkpoint, run_folder, say
 from ssl_zoo.saved import save_config
+from ssl_zoo.slurm import ending
 
 DECODE_ONCE = "; data.decoded=true decodes them once, into the cache"
 
 
 def quieten() -> None:
-    """Leave the terminal to the progress bar."""
+    """Leave the terminal to the progress bar, and all that the ranks would say alike to the first of them."""
+    first_speaks()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of a missing GPU when a CPU compiles
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -69,8 +73,9 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         save_backbone(method.evaluated, file, about | {"epochs": epochs})
 
     last = Checkpoints(run / "checkpoints", evaluate, weights, **plain(config.checkpoint))
-    stop, speed = Stop(str(run / "checkpoints" / "last.ckpt")), Throughput()
-    trainer = build_trainer(config, run, [speed, *([probe] if probe else []), watch, evaluate, RunProgress(), last, stop])
+    stop = Stop(str(run / "checkpoints" / "last.ckpt"), 10, evaluate, config.preemption.deadline_s, lambda number: ending(run, number))
+    ranks, speed = Watch(config.trainer.timeout_s, stop, f"Continue with: ssl-zoo resume run={run}"), Throughput()
+    trainer = build_trainer(config, run, [ranks, speed, *([probe] if probe else []), watch, stop, evaluate, RunProgress(), last])
     if trainer.is_global_zero and evaluate.unlabelled:
         print(f"kNN and linear probe are skipped: {evaluate.unlabelled}.")
     loader = Loader(
@@ -107,9 +112,9 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     except Stopped as e:
         if not trainer.is_global_zero:
             return {}
-        raise KeyboardInterrupt(f"{e} Continue with: ssl-zoo resume run={run}") from None
+        raise Ended(f"{e} {ending(run, e.number)}", exit_code(e.number)) from None
     except (OSError, RuntimeError) as e:
-        if (ended := worker_error(e) or unwritten(e, run)) is None:
+        if (ended := worker_error(e) or unwritten(e, run) or ranks.lost(e)) is None:
             raise
         raise ended from e
     if not evaluate.final:  # the run had been trained to its end, but not judged
