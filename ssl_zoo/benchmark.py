@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ssl_zoo.commands import command_line, config_dirs
-from ssl_zoo.errors import UserError
+from ssl_zoo.errors import Ended, UserError
 from ssl_zoo.fingerprint import changes, config_hash
+from ssl_zoo.launch import refuse_many
 from ssl_zoo.multirun import override, wait
 from ssl_zoo.suite import Cell, Suite, load_suite
 
@@ -40,6 +41,7 @@ def benchmark(words: list[str], options: dict[str, str]) -> int:
     rest = [w for w in words if not w.startswith("suite=")]
     suite = load_suite(names[0], rest, config_dirs(options))
     root = Path(suite.cells[0].config["out"]) / suite.name
+    refuse_many("benchmark")
     if "cfg" in options:
         return _listing(suite, root)
     failed, command = [], command_line(words, options, "benchmark")
@@ -48,8 +50,8 @@ def benchmark(words: list[str], options: dict[str, str]) -> int:
         print(f"[{number}/{len(suite.cells)}] {plan.label}: {plan.state}", flush=True)
         for what, job in _jobs(plan, suite.protocols, options):
             code = wait(subprocess.Popen(job))
-            if code == 130:
-                raise KeyboardInterrupt(f"Stopped in run {number} of {len(suite.cells)}. Continue with: {command}")
+            if code < 0:
+                raise Ended(f"Stopped in run {number} of {len(suite.cells)}. Continue with: {command}", -code)
             if code:
                 failed.append(f"{plan.label}{what}")
                 break

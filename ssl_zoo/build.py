@@ -15,6 +15,7 @@ from ssl_zoo.augment.fused_engine import FusedEngine
 from ssl_zoo.augment.kornia_engine import KorniaEngine
 from ssl_zoo.augment.spec import View, resolve_all
 from ssl_zoo.callbacks.checkpoint import WholeFiles
+from ssl_zoo.callbacks.launcher import prepare
 from ssl_zoo.callbacks.loggers import build_loggers
 from ssl_zoo.checks import check_located
 from ssl_zoo.config import plain
@@ -116,11 +117,12 @@ def build_method(config: DictConfig, data: Data) -> Method:
 def build_trainer(config: DictConfig, run: Path, callbacks: list[L.Callback]) -> L.Trainer:
     options = plain(config.trainer)
     options.pop("compile")
+    timeout_s = options.pop("timeout_s")
     options["precision"] = precision(config)
     loggers = build_loggers(plain(config.logger), run)
     try:
         with none_of_others("lightning.pytorch.callbacks_factory"):
-            return L.Trainer(
+            trainer = L.Trainer(
                 **options,
                 callbacks=callbacks,
                 logger=loggers,
@@ -133,3 +135,5 @@ def build_trainer(config: DictConfig, run: Path, callbacks: list[L.Callback]) ->
             )
     except Exception as e:  # Lightning refuses impossible devices, strategies and precisions with exceptions of many kinds
         raise UserError(f"This trainer cannot be had here: {' '.join(str(e).split())}") from e
+    prepare(trainer, timeout_s, f"Continue with: ssl-zoo resume run={run}")
+    return trainer

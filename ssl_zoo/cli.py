@@ -3,9 +3,10 @@
 import errno
 import io
 import sys
+import time
 
 from ssl_zoo import __version__
-from ssl_zoo.errors import UserError
+from ssl_zoo.errors import Ended, UserError
 
 VERBS = {
     "pretrain": "train a backbone without labels (the default verb)",
@@ -46,15 +47,20 @@ examples
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 0, with 2 after a sentence on bad input, with 130 after Ctrl-C, with 1 when a job of many failed."""
+    """Entry point; exits with 0, with 2 after a sentence on bad input, with 130 after Ctrl-C, with 1 when a job of many failed or a rank
+    was lost, with 143 after SIGTERM and with 75 where it asks to be run again.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name of bytes that are no text ends no run
     try:
         code = run(argv)
     except UserError as e:
-        print(f"ssl-zoo: {one_line(e)}", file=sys.stderr)
+        print(f"ssl-zoo: {own_words()}{one_line(e)}", file=sys.stderr)
         code = 2
+    except Ended as e:
+        print(f"\n{own_words()}{e}", file=sys.stderr)
+        code = e.code
     except KeyboardInterrupt as e:
         print(f"\n{e}" if str(e) else "\nssl-zoo: stopped", file=sys.stderr)
         code = 130
@@ -63,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     except (MemoryError, RuntimeError, OSError) as e:
         if (sentence := of_the_system(e)) is None:
             raise
-        print(f"ssl-zoo: {one_line(sentence)}", file=sys.stderr)
+        print(f"ssl-zoo: {own_words()}{one_line(sentence)}", file=sys.stderr)
         code = 2
     sys.exit(code)
 
@@ -86,6 +92,16 @@ def one_line(said: object) -> str:
     return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else "?" for c in " ".join(str(said).split()))
 
 
+def own_words() -> str:
+    """Before what a rank above 0 has to say: rank 0 says what all would say, and what started them may then end this one."""
+    from ssl_zoo.launch import rank
+
+    if not rank():
+        return ""
+    time.sleep(3)
+    return f"rank {rank()}: "
+
+
 def run(argv: list[str]) -> int:
     options, words = split_options(argv)
     verb = words.pop(0) if words and "=" not in words[0] and not words[0].startswith(("+", "~")) else "pretrain"
@@ -106,6 +122,8 @@ def run(argv: list[str]) -> int:
         from ssl_zoo.multirun import multirun
 
         return multirun(words, options)
+    if any(w.startswith(("sweep=", "sweep.")) for w in words):
+        raise UserError("sweep=... says where the jobs of -m run: add -m.")
     from ssl_zoo.commands import HANDLERS
 
     return HANDLERS[verb](words, options)

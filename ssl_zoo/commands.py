@@ -8,7 +8,7 @@ from pathlib import Path
 from ssl_zoo.errors import UserError
 
 GROUPS = ("method", "backbone", "dataset", "augment", "optimizer", "trainer", "logger", "evaluation", "recipe", "experiment", "protocol")
-LISTED = (*GROUPS, "suite")
+LISTED = (*GROUPS, "suite", "sweep")
 
 
 def command_line(words: list[str], options: dict[str, str], verb: str = "") -> str:
@@ -23,10 +23,12 @@ def config_dirs(options: dict[str, str]) -> list[str]:
 # ---------------------------------------------------------------------------------------------- verbs
 def do_pretrain(words: list[str], options: dict[str, str]) -> int:
     from ssl_zoo.config import compose, run_name
+    from ssl_zoo.launch import begun, prepare, rank
 
     config = compose("train", words, config_dirs(options))
     if "cfg" in options:
         return show(config)
+    prepare(config, [word.partition("=")[0] for word in words])
     name = run_name(words, config_dirs(options))
     commands, resume = [command_line(words, options)], None
     if config.resume == "auto":
@@ -35,9 +37,15 @@ def do_pretrain(words: list[str], options: dict[str, str]) -> int:
 
         resume, done = run_to_continue(config, name)
         if resume and done:
-            print(f"run={resume} has finished its {config.epochs} epochs: see {resume}/report.html (without resume=auto a new run starts).")
+            again = (
+                f"run={resume} has finished its {config.epochs} epochs: see {resume}/report.html (without resume=auto a new run starts)."
+            )
+            if rank() == 0:
+                print(again)
             return 0
         commands = list(dict.fromkeys([*commands_of(resume), *commands])) if resume else commands
+    if resume is None and (run := begun(config, name)):
+        return do_resume([f"run={run}", *(w for w in words if w.startswith("trust="))], options)
     from ssl_zoo.train import pretrain
 
     return finish(pretrain(config, name, commands, resume=resume))
@@ -45,12 +53,14 @@ def do_pretrain(words: list[str], options: dict[str, str]) -> int:
 
 def do_resume(words: list[str], options: dict[str, str]) -> int:
     from ssl_zoo.continued import has_checkpoint
+    from ssl_zoo.launch import prepare
     from ssl_zoo.saved import commands_of, load_run
 
     run, words = take_run(words, "resume")
     config = load_run(run, words)
     if "cfg" in options:
         return show(config)
+    prepare(config, ("trainer.devices", "trainer.num_nodes"))
     if not has_checkpoint(run):
         raise UserError(f"{run}/checkpoints/last.ckpt is missing, so there is nothing to continue: start the run again.")
     done = finished_epochs(run)

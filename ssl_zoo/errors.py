@@ -1,5 +1,13 @@
-"""What a person sees when their input cannot work."""
+"""What a person sees when their input cannot work, or when a command ends before its time."""
 
 
 class UserError(ValueError):
     """Bad input: the message is one sentence that says what is wrong and what to do; the command exits with code 2."""
+
+
+class Ended(Exception):
+    """The command ends before its time, with a sentence and this exit code."""
+
+    def __init__(self, sentence: str, code: int) -> None:
+        super().__init__(sentence)
+        self.code = code

@@ -1,6 +1,8 @@
-"""The folder of a run: a new one, and which of its checkpoints can be read."""
+"""The folder of a run: a new one, the same for all ranks, and which of its checkpoints can be read."""
 
 import errno
+import logging
+import os
 import time
 import zipfile
 from pathlib import Path
@@ -11,22 +13,25 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from ssl_zoo.errors import UserError
+from ssl_zoo.launch import rank
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+TOLD = "SSL_ZOO_RUN"  # the folder that rank 0 chose, for the processes that it starts
+
 
 def run_folder(config: DictConfig, name: str) -> Path:
     """A new folder for this run; one that holds a run is never written over. Ranks above 0 only learn the name: they write nothing."""
+    if rank_zero_only.rank:
+        return _told(None) or Path(config.run or Path(config.out) / name / time.strftime("%Y%m%d-%H%M%S"))
     run = Path(config.run or Path(config.out) / name / time.strftime("%Y%m%d-%H%M%S"))
     if not config.run:
         base, n = run, 1
         while run.exists():
             run, n = base.with_name(f"{base.name}-{n}"), n + 1
-    if rank_zero_only.rank:
-        return run
     begun = config.get("resume") == "auto" and not list(run.glob("checkpoints/*.ckpt"))  # by the same config, and nothing saved yet
     if (run / "config.yaml").exists() and not begun:
         raise UserError(f"run={run} already holds a run: choose another folder, or continue it with ssl-zoo resume run={run}.")
@@ -34,7 +39,23 @@ def run_folder(config: DictConfig, name: str) -> Path:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"The run folder {run} cannot be made ({e.strerror}): choose another with run=... or out=...") from e
+    _told(run)
     return run
+
+
+def _told(run: Path | None) -> Path | None:
+    """Tell the other ranks the folder of rank 0, or learn it: from the environment, or from the store that torchrun keeps."""
+    if run is None and TOLD in os.environ:
+        return Path(os.environ[TOLD])
+    if run is not None:
+        os.environ[TOLD] = str(run)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or int(os.environ["WORLD_SIZE"]) < 2:
+        return run
+    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, wait_for_workers=False)
+    key = f"ssl_zoo/run/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
+    if run is not None:
+        store.set(key, str(run))
+    return Path(store.get(key).decode())
 
 
 HELD: dict[Path, IO[bytes]] = {}  # the locks of this process
@@ -53,6 +74,13 @@ def claim(run: Path) -> None:
             raise UserError(f"run={run} is being trained by another process: let it finish, or stop it first.") from e
         return  # a network disk without locks
     HELD[run] = file
+
+
+def first_speaks() -> None:
+    """What all ranks would say alike is said by the first; to be called before anything is said."""
+    rank_zero_only.rank = rank()
+    if rank():
+        logging.getLogger("ssl_zoo").setLevel(logging.ERROR)
 
 
 def say(line: str) -> None:

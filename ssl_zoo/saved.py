@@ -16,9 +16,9 @@ from ssl_zoo.foreign_yaml import checked
 from ssl_zoo.origins import refuse_resolvers
 
 RESUMABLE = ("epochs", "trust", "data.resident", "data.workers", "data.worker_kind", "data.cache", "evaluation.", "logger.", "trainer.",
-             "checkpoint.", "guard.", "batch_size", "chunk_size")  # fmt: skip
+             "checkpoint.", "guard.", "preemption.", "batch_size", "chunk_size")  # fmt: skip
 FIXED = ("trainer.max_epochs",)
-LATER = ("checkpoint", "guard", "resume", "chunk_size")  # keys that runs of older versions lack
+LATER = ("checkpoint", "guard", "preemption", "resume", "chunk_size")  # keys that runs of older versions lack
 
 
 def save_config(config: DictConfig, run: Path, commands: Iterable[str]) -> None:
@@ -59,7 +59,7 @@ def load_run(run: str | Path, overrides: Iterable[str] = (), trust: Iterable[str
     lacking = _lacking(reference, known)
     if lacking or not isinstance(config, DictConfig):
         raise UserError(f"{file} lacks {lacking}, so it is not a whole config of ssl_zoo: restore it from a copy or start a new run.")
-    for group in ("data", "trainer", "evaluation", "checkpoint", "guard"):  # a run of an older version lacks what came later
+    for group in ("data", "trainer", "evaluation", "checkpoint", "guard", "preemption"):  # a run of an older version lacks what came later
         config[group] = OmegaConf.merge(reference[group], config[group])
     config.trust = list(trust)
     known = plain(config)

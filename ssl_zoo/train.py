@@ -14,32 +14,35 @@ from ssl_zoo.callbacks.checkpoint import Checkpoints, unwritten
 from ssl_zoo.callbacks.evaluate import Evaluate, Judge
 from ssl_zoo.callbacks.guard import Guard
 from ssl_zoo.callbacks.health import Health
-from ssl_zoo.callbacks.loggers import sync_command
 from ssl_zoo.callbacks.nonfinite import NonFinite
 from ssl_zoo.callbacks.place import Place
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.callbacks.progress import RunProgress
-from ssl_zoo.callbacks.stop import Stop, Stopped
+from ssl_zoo.callbacks.stop import Stop, Stopped, exit_code
 from ssl_zoo.callbacks.throughput import Throughput
+from ssl_zoo.callbacks.watch import Watch
 from ssl_zoo.config import plain
 from ssl_zoo.continued import changed
 from ssl_zoo.data.feed import worker_error
 from ssl_zoo.data.loader import Loader
 from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.distributed import union
+from ssl_zoo.errors import Ended
 from ssl_zoo.evaluation.labelled import labelled_pair
 from ssl_zoo.export import save_backbone
-from ssl_zoo.fingerprint import config_hash
+from ssl_zoo.facts import facts_of
 from ssl_zoo.reports.summary import write_summary
-from ssl_zoo.run_folder import claim, readable_checkpoint, run_folder, say
+from ssl_zoo.run_folder import claim, first_speaks, readable_checkpoint, run_folder, say
 from ssl_zoo.saved import save_config
 from ssl_zoo.shortage import explained, training_tries
+from ssl_zoo.slurm import ending
 
 DECODE_ONCE = "; data.decoded=true decodes them once, into the cache"
 
 
 def quieten() -> None:
-    """Leave the terminal to the progress bar."""
+    """Leave the terminal to the progress bar, and all that the ranks would say alike to the first of them."""
+    first_speaks()
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of a missing GPU when a CPU compiles
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -72,8 +75,10 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         save_backbone(method.evaluated, file, about | {"epochs": epochs})
 
     last = Checkpoints(run / "checkpoints", evaluate, weights, **plain(config.checkpoint))
-    stop, speed, guard = Stop(str(run / "checkpoints" / "last.ckpt")), Throughput(), Guard(run, **plain(config.guard))
-    trainer = build_trainer(config, run, [guard, speed, *([probe] if probe else []), watch, evaluate, RunProgress(), last, stop])
+    stop = Stop(str(run / "checkpoints" / "last.ckpt"), 10, evaluate, config.preemption.deadline_s, lambda number: ending(run, number))
+    ranks, speed = Watch(config.trainer.timeout_s, stop, f"Continue with: ssl-zoo resume run={run}"), Throughput()
+    guard = Guard(run, **plain(config.guard))
+    trainer = build_trainer(config, run, [guard, ranks, speed, *([probe] if probe else []), watch, stop, evaluate, RunProgress(), last])
     if trainer.is_global_zero and evaluate.unlabelled:
         print(f"kNN and linear probe are skipped: {evaluate.unlabelled}.")
     loader = Loader(
@@ -114,9 +119,9 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
             return {}
         if isinstance(e, NonFinite):
             raise
-        raise KeyboardInterrupt(f"{e} Continue with: ssl-zoo resume run={run}") from None
+        raise Ended(f"{e} {ending(run, e.number)}", exit_code(e.number)) from None
     except (OSError, RuntimeError) as e:
-        if (ended := worker_error(e) or unwritten(e, run)) is None:
+        if (ended := worker_error(e) or unwritten(e, run) or ranks.lost(e)) is None:
             raise
         raise ended from e
     if not evaluate.final:  # the run had been trained to its end, but not judged
@@ -126,27 +131,5 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         return {}
 
     weights(run / "backbone.safetensors")
-    facts = {
-        "name": name,
-        "command": "\n".join(commands),
-        "seed": config.seed,
-        "config_hash": config_hash(plain(config)),
-        "stem": getattr(method.backbone, "stem_used", "unknown"),
-        "image_size": data.train.image_size,
-        "num_features": method.backbone.num_features,
-        "parameters": sum(p.numel() for p in method.backbone.parameters()),
-        "global_batch": method.global_batch,
-        "skipped_steps": guard.skipped,
-        "augment": {"engine": type(method.augment).__name__, "compiled": bool(getattr(method.augment, "compile_for", None))},
-        "data": {
-            "train": len(data.train),
-            "test": len(data.test),
-            "classes": data.train.num_classes,
-            "skipped": skipped[:100],
-            "skipped_count": len(skipped),
-            "resident": loader.resident,
-            "source": loader.about(),
-        },
-    }
-    facts |= {"run": str(run), "sync": sync_command(run)}
+    facts = facts_of(config, name, commands, run, method, data, loader, skipped) | {"skipped_steps": guard.skipped}
     return write_summary(run, facts, trainer, evaluate, speed, time.perf_counter() - started, data_seconds)

@@ -12,6 +12,7 @@ FLOORS = {
     "cli": 5, "train": 5, "verbs": 5, "config": 5, "checks": 5, "build": 5, "saved": 5, "multirun": 5, "shard": 5, "run_folder": 5,
     "rules": 5, "evaluate": 5, "protocols": 5, "judging": 5, "subject": 5, "continued": 5, "origins": 5, "foreign": 5,
     "__main__": 5, "suite": 5, "benchmark": 5, "commands": 5, "stale": 5, "shortage": 5,
+    "launch": 5, "slurm": 5, "submit": 5, "facts": 5,
     "callbacks": 4, "export": 4, "reports": 4,
     "methods": 3,
     "data": 2, "augment": 2, "evaluation": 2,

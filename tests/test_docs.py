@@ -21,7 +21,8 @@ from ssl_zoo.suite import load_suite
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-OTHERS = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8"), re.DOTALL)
+PAGES = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("evaluation.md", "scaling.md"))
+OTHERS = re.findall(r"```(\w*)\n(.*?)```", PAGES, re.DOTALL)
 
 
 def test_the_end_of_a_run_is_that_of_its_summary():

@@ -331,7 +331,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_loses_nothing(tmp_path,
 
     assert go(*words, "run=whole").returncode == 0
     cut = go(*words, "run=cut")
-    assert cut.returncode == 130, cut.stderr
+    assert cut.returncode == 143, cut.stderr
     assert cut.stderr.count("ssl-zoo resume run=cut") == 1
     assert torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
     resumed = go("resume", "run=cut")

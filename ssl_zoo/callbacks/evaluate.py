@@ -67,19 +67,26 @@ class Evaluate(Callback):
         self.health: dict[str, float] = {}
         self.verdict = ""
         self.seconds = 0.0
+        self.pending = 0  # an epoch that was saved before it was judged
 
     def state_dict(self) -> dict[str, Any]:
-        return {"baselines": self.baselines, "untrained": self.untrained, "history": self.history, "seconds": self.seconds}
+        whole = {"baselines": self.baselines, "untrained": self.untrained, "history": self.history, "seconds": self.seconds}
+        return {**whole, "pending": self.pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.baselines, self.history, self.seconds = state["baselines"], list(state["history"]), state["seconds"]
-        self.untrained = state.get("untrained", {})  # older versions kept none
+        self.untrained, self.pending = state.get("untrained", {}), state.get("pending", 0)  # older versions kept none
 
     # ------------------------------------------------------------------------------------ before
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The untrained backbone, before the first step; where images are decoded on demand, its weights are kept for the end. Raw pixels
-        can wait too: training should start soon.
+        can wait too: training should start soon. A run that ended before its last epoch was judged does that first.
         """
+        if self.pending:
+            metrics = {"epoch": self.pending - 1, **self.evaluate(module, self.judge.bank, self.pending)[0]}
+            for logger in trainer.loggers:
+                logger.start = trainer.global_step  # of metrics.csv: its last row is completed
+                logger.log_metrics(metrics, step=trainer.global_step - 1)
         if self.unlabelled or not self.judge.options["baselines"] or trainer.global_step > 0:
             return
         start = time.perf_counter()
@@ -132,6 +139,7 @@ class Evaluate(Callback):
         self.history.append({"epoch": epoch, **metrics})
         self.verdict = self.watch.finding or verdict(self.health, queries.shape[1], min(len(queries), SAMPLE))
         self.health |= self.watch.projections  # of the last training batch that was watched, the rest is of test images
+        self.pending = 0
         self.seconds += time.perf_counter() - start
         return metrics, bank, queries
 

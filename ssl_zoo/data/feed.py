@@ -124,6 +124,10 @@ def _say_full() -> None:
 
 
 def _leave_signals(worker: int) -> None:
-    """Ctrl-C in a terminal reaches the workers too: the training process alone decides what becomes of it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """A signal to the process group reaches the workers too: the training process alone decides what becomes of it. SIGTERM is also what
+    ends a worker that hangs: only the first one passes.
+    """
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
