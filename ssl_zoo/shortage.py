@@ -47,6 +47,7 @@ def training_tries(config: Mapping[str, Any], precise: bool, transformer: bool) 
     """What to change in the config of a run. precise: it computes in float32. transformer: its activations can be recomputed."""
     half, parts = max(2, config["batch_size"] // 2), config["trainer"]["accumulate_grad_batches"]
     tries = [f"batch_size={half} (with trainer.accumulate_grad_batches={2 * parts} for as many images a step)"]
+    tries += [f"chunk_size={half} (the gradient of the whole batch, for more time)"] if config.get("chunk_size") is None else []
     tries += ["trainer.precision=bf16-mixed"] if precise else []
     tries += ["backbone.grad_checkpointing=true"] if transformer and not config["backbone"]["grad_checkpointing"] else []
     tries += ["data.resident=false"] if config["data"]["resident"] is not False else []

@@ -111,6 +111,12 @@ def test_the_first_module_is_named(tmp_path, name, kind, what, first):
     assert all(v.isfinite().all() for v in module.parameters())
 
 
+def test_chunks_of_a_batch_are_watched_too(tmp_path):
+    module, images = method_of(["chunk_size=3"])
+    with pytest.raises(NonFinite, match=r"at step 6 .*first in the gradient with respect to the output of backbone\.layer1\.0"):
+        fit(poisoned(module, "backbone.layer2.0.conv1", "gradient", [5]), images, Guard(tmp_path))
+
+
 def test_the_loss_itself_and_a_view_can_be_the_first(tmp_path):
     for n, (what, first) in enumerate((("loss", "the loss itself, of outputs that are finite"), ("views", "a view of the images"))):
         module, images = method_of()

@@ -64,7 +64,7 @@ def test_a_step_without_memory_is_one_sentence(kind, tmp_path, monkeypatch, caps
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("ssl-zoo:")]
     assert line.startswith("ssl-zoo: Out of memory while training with batch_size=8 on images of 32 px")
     assert amount in line
-    for part in (" GB at its peak", "batch_size=4 (with trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed"):
+    for part in (" GB at its peak", "batch_size=4 (with trainer.accumulate_grad_batches=2", "chunk_size=4", "trainer.precision=bf16-mixed"):
         assert part in line
     assert "grad_checkpointing" not in line
 
@@ -75,7 +75,7 @@ def test_other_errors_are_left_alone():
 
 
 def test_what_is_tried_follows_the_config():
-    config = {"batch_size": 3, "trainer": {"accumulate_grad_batches": 4}, "backbone": {"grad_checkpointing": False}}
+    config = {"batch_size": 3, "chunk_size": 1, "trainer": {"accumulate_grad_batches": 4}, "backbone": {"grad_checkpointing": False}}
     found = training_tries(config | {"data": {"resident": False}}, precise=False, transformer=True)
     assert found[0].startswith("batch_size=2 (with trainer.accumulate_grad_batches=8 ")
     assert found[1:] == ["backbone.grad_checkpointing=true", "smaller images"]
