@@ -6,7 +6,7 @@ import sys
 import time
 
 from ssl_zoo import __version__
-from ssl_zoo.errors import Ended, UserError
+from ssl_zoo.errors import Ended, UserError, one_line
 
 VERBS = {
     "pretrain": "train a backbone without labels (the default verb)",
@@ -85,11 +85,6 @@ def of_the_system(e: BaseException) -> str | None:
     if isinstance(e, OSError) and e.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR):
         return f"{str(e.filename or 'a path')[:160]} cannot be used ({e.strerror}): choose another path."
     return None
-
-
-def one_line(said: object) -> str:
-    """A sentence on one line: names in it may hold anything, also what would steer a terminal."""
-    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else "?" for c in " ".join(str(said).split()))
 
 
 def own_words() -> str:

@@ -11,3 +11,9 @@ class Ended(Exception):
     def __init__(self, sentence: str, code: int) -> None:
         super().__init__(sentence)
         self.code = code
+
+
+def one_line(said: object) -> str:
+    """A sentence on one line: names in it may hold anything, also what is no text or would steer a terminal."""
+    text = " ".join(str(said).split()).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -12,7 +12,7 @@ from ssl_zoo.data.cache import Cache, Stamp
 from ssl_zoo.data.encoded import Encoded
 from ssl_zoo.data.ondemand import OnDemand, Pixels
 from ssl_zoo.data.pixels import canvas_for, sizes
-from ssl_zoo.errors import UserError
+from ssl_zoo.errors import UserError, one_line
 
 log = logging.getLogger("ssl_zoo")
 MOST_BYTES = 4_000_000_000  # decoded; data.decoded=auto decodes more than this, or more files, only on demand
@@ -43,7 +43,7 @@ def decode(
     file, meta = cached.get()
     skipped = [f"{files.name(row)}: {reason}" for row, reason in meta["skipped"]]  # the same files may have other names by now
     for line in skipped[:20]:
-        log.warning("skipped %s", line)
+        log.warning("skipped %s", one_line(line))
     if skipped:
         log.warning("%d of %d files could not be read and were skipped", len(skipped), len(files))
     if not meta["kept"]:

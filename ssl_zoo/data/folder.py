@@ -13,7 +13,7 @@ from ssl_zoo.data.cache import stamp
 from ssl_zoo.data.decode import cache_dir, decode
 from ssl_zoo.data.encoded import read_file
 from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
-from ssl_zoo.errors import UserError
+from ssl_zoo.errors import UserError, one_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2", ".ico", ".jfif")
 log = logging.getLogger("ssl_zoo")
@@ -151,12 +151,14 @@ class Folder:
         if root == self.train_root != self.path:
             left += [f"{n}: beside the folder {root.name}, not in it" for n in self.beside]
         if left:
-            log.warning("%d other files or folders in %s were left out: %s", len(left), root, ", ".join(left[:5]))
+            log.warning("%d other files or folders in %s were left out: %s", len(left), root, one_line(", ".join(left[:5])))
         pixels, kept, skipped, size = decode(files, self.image_size, self.cache, self.decoded, files.stamp)
         labels = self._labels(files.name(row) for row in kept)
         unknown = sorted({t for n in files if (t := _top(n)) is not None} - set(self.classes)) if self.classes else []
         if unknown:
-            log.warning("%d class folders of %s are not in train, their images are unlabelled: %s", len(unknown), root, ", ".join(unknown))
+            log.warning(
+                "%d class folders of %s are not in train, their images are unlabelled: %s", len(unknown), root, one_line(", ".join(unknown))
+            )
         skipped += left
         return Images(pixels, labels, self.classes, size, skipped=skipped)
 

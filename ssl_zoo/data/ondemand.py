@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_zoo.data.encoded import BLOCKS, Encoded
 from ssl_zoo.data.pixels import decode_row
-from ssl_zoo.errors import UserError
+from ssl_zoo.errors import UserError, one_line
 
 log = logging.getLogger("ssl_zoo")
 IN_A_ROW = 100  # files that may be unreadable before it is an error
@@ -140,7 +140,7 @@ class OnDemand:
                 self.skipped.append(f"{self.files.name(row)}: {reason}")
                 count = len(self.unreadable)
                 if count <= SHOWN:
-                    log.warning("skipped %s; the next image takes its place", self.skipped[-1])
+                    log.warning("skipped %s; the next image takes its place", one_line(self.skipped[-1]))
                 elif count % 100 == 0:
                     log.warning("%d files could not be read so far", count)
 

@@ -22,7 +22,7 @@ from ssl_zoo.data.images import Images
 from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.data.pixels import SMALL, UNREADABLE, to_rgb
 from ssl_zoo.data.shards import VERSION
-from ssl_zoo.errors import UserError
+from ssl_zoo.errors import UserError, one_line
 
 AT_ONCE = 256  # images that are read ahead of the one that is written
 KINDS = {"JPEG": "jpg", "MPO": "jpg", "JPEG2000": "jp2"}  # suffixes that differ from Pillow's names
@@ -154,7 +154,7 @@ def pack(splits: dict[str, Images], out: Path, form: str, largest: int, size: in
     finally:
         shutil.rmtree(part, ignore_errors=True)
     for line in packed.left[:20]:
-        log.warning("left out %s", line)
+        log.warning("left out %s", one_line(line))
     return packed
 
 
