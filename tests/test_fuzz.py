@@ -290,7 +290,9 @@ def test_any_meta_json_beside_shards_is_a_sentence_or_taken(cases, tmp_path):
     tables(tmp_path)
     (tmp_path / "t.parquet").unlink()
 
-    @check(cases, st.one_of(JSON.map(lambda v: json.dumps(v).encode()), st.binary(max_size=30), st.just(b"[" * 10**5)))
+    @check(cases, st.one_of(JSON.map(lambda v: json.dumps(v).encode()), st.binary(max_size=30), st.just(b"[" * 10**5)),
+           examples=[(b'{"classes": null, "version": 1, "counts": null}',), (b'{"classes": {"a": 1}, "version": 1}',),
+                     (b'{"classes": null, "version": 1e999}',)])  # fmt: skip
     def test(text):
         (tmp_path / "meta.json").write_bytes(text)
         with contextlib.suppress(UserError):

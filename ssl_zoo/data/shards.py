@@ -134,10 +134,12 @@ def read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
         classes = meta["classes"]
-        if classes is not None and not (classes and all(isinstance(c, str) for c in classes)):
+        if classes is not None and not (isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes)):
             raise ValueError("classes are names")
+        if not isinstance(meta.get("counts", {}), dict):
+            raise ValueError("counts are a table")
         version = int(meta["version"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:  # of a version that is no number, among others
         raise UserError(f"{file} cannot be read ({type(e).__name__}): delete it, or write the shards again.") from e
     if version > VERSION:
         raise UserError(f"{file} was written by a newer ssl-zoo: update this one.")
