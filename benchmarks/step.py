@@ -11,6 +11,7 @@ The tax of the framework is whole / bare - 1, that of augmentation and data 1 - 
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,10 +24,12 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from ssl_zoo.build import build_data, build_method, build_trainer, precision
+from ssl_zoo.callbacks.guard import Guard
 from ssl_zoo.callbacks.health import Health
+from ssl_zoo.callbacks.place import Place
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.callbacks.progress import RunProgress
-from ssl_zoo.callbacks.stop import Place, Stop
+from ssl_zoo.callbacks.stop import Stop
 from ssl_zoo.callbacks.throughput import Throughput
 from ssl_zoo.config import compose
 from ssl_zoo.data.loader import Loader
@@ -113,7 +116,8 @@ def main() -> None:
     probe = OnlineProbe(method.backbone.num_features, data.train.num_classes) if data.train.labels is not None else None
     with TemporaryDirectory() as folder:
         callbacks = [
-            Throughput(),
+            Guard(Path(folder)),
+            Throughput(time.perf_counter()),
             *([probe] if probe else []),
             Health(),
             RunProgress(),

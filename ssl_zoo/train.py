@@ -76,7 +76,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
 
     last = Checkpoints(run / "checkpoints", evaluate, weights, **plain(config.checkpoint))
     stop = Stop(str(run / "checkpoints" / "last.ckpt"), 10, evaluate, config.preemption.deadline_s, lambda number: ending(run, number))
-    ranks, speed = Watch(config.trainer.timeout_s, stop, f"Continue with: ssl-zoo resume run={run}"), Throughput()
+    ranks, speed = Watch(config.trainer.timeout_s, stop, f"Continue with: ssl-zoo resume run={run}"), Throughput(started)
     guard = Guard(run, **plain(config.guard))
     trainer = build_trainer(config, run, [guard, ranks, speed, *([probe] if probe else []), watch, stop, evaluate, RunProgress(), last])
     if trainer.is_global_zero and evaluate.unlabelled:
@@ -132,4 +132,4 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
 
     weights(run / "backbone.safetensors")
     facts = facts_of(config, name, commands, run, method, data, loader, skipped) | {"skipped_steps": guard.skipped}
-    return write_summary(run, facts, trainer, evaluate, speed, time.perf_counter() - started, data_seconds)
+    return write_summary(run, facts, trainer, evaluate, speed, data_seconds)

@@ -1,6 +1,8 @@
 """What the README shows is what was measured, and its commands are those that are checked."""
 
+import ast
 import csv
+import importlib
 import json
 import os
 import re
@@ -78,6 +80,15 @@ def test_the_example_of_an_own_method_runs(tmp_path):
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{example}"}
     pytest_words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "."]
     assert subprocess.run(pytest_words, cwd=example, env=env, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda f: f.stem)
+def test_a_benchmark_finds_what_it_measures(file):
+    """Every name of ssl_zoo that a benchmark imports is there."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssl_zoo"):
+            module = importlib.import_module(str(node.module))
+            assert [a.name for a in node.names if not hasattr(module, a.name)] == []
 
 
 def test_the_table_of_short_runs_is_that_of_its_results():

@@ -10,18 +10,25 @@ from lightning.pytorch.callbacks import Callback
 
 class Throughput(Callback):
     """Logs speed/images_per_s and speed/data_wait, the per cent of training time in which batches were waited for, once an epoch;
-    `seconds`, `waited` (seconds) and `images` add up over whole epochs, also those before a resume.
+    `seconds`, `waited` (seconds) and `images` add up over whole epochs, also those before a resume. started: when the process began, by
+    time.perf_counter; `total` adds up all seconds from there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, started: float) -> None:
+        self.started, self.earlier = started, 0.0
         self.seconds, self.waited, self.images = 0.0, 0.0, 0
         self._start, self._before, self._batches = 0.0, 0.0, 0
 
+    @property
+    def total(self) -> float:
+        return self.earlier + time.perf_counter() - self.started
+
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "waited": self.waited, "images": self.images}
+        return {"seconds": self.seconds, "waited": self.waited, "images": self.images, "total": self.total}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seconds, self.waited, self.images = state["seconds"], state["waited"], state["images"]
+        self.earlier = state.get("total", self.seconds)  # which older checkpoints lack
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._start, self._before, self._batches = self._now(module), self._waited(trainer), 0

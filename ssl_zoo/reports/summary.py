@@ -73,9 +73,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_summary(
-    run: Path, facts: dict[str, Any], trainer: Any, evaluate: Any, speed: Any, seconds: float, data_seconds: float
-) -> dict[str, Any]:
+def write_summary(run: Path, facts: dict[str, Any], trainer: Any, evaluate: Any, speed: Any, data_seconds: float) -> dict[str, Any]:
     """Collect the numbers of a finished run and write summary.json. `trainer`, `evaluate` and `speed` are those of the run."""
     kept = [h for h in evaluate.history if "eval/knn_top1" in h]
     best = max(kept, key=lambda h: h["eval/knn_top1"]) if kept else None
@@ -91,7 +89,7 @@ def write_summary(
         "verdict": evaluate.verdict,
         "evaluation": (evaluate.unlabelled and f"skipped: {evaluate.unlabelled}") or protocol(evaluate.judge.options),
         "seconds": {
-            "total": round(seconds, 1),
+            "total": round(speed.total, 1),
             "data_and_model": round(data_seconds, 1),
             "training": round(speed.seconds, 1),
             "evaluation": round(evaluate.seconds, 1),
