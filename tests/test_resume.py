@@ -77,15 +77,20 @@ def go(folder, *words, **options):
     return process.exitcode, (folder / "out0").read_text() + (folder / "err0").read_text()
 
 
-def go_on_two_ranks(folder, *words, **options):
-    """As torchrun starts them. (exit codes, what the first one printed)"""
+def ranks_of(folder, *words, **options):
+    """Two processes as torchrun starts them."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0,
               "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
     words = [*words, "trainer.devices=2", "trainer.strategy=ddp"]
-    ranks = [start(folder, *words, env={**common, "RANK": r, "LOCAL_RANK": r}, **options) for r in (0, 1)]
+    return [start(folder, *words, env={**common, "RANK": r, "LOCAL_RANK": r}, **options) for r in (0, 1)]
+
+
+def go_on_two_ranks(folder, *words, **options):
+    """(exit codes, what the first one printed)"""
+    ranks = ranks_of(folder, *words, **options)
     for rank in ranks:
         rank.join(300)
     return [rank.exitcode for rank in ranks], (folder / "out0").read_text() + (folder / "err0").read_text()

@@ -65,6 +65,8 @@ class Watch(Callback):
 
     def lost(self, error: BaseException) -> Ended | None:
         """What to say of an error of a collective where nobody is missing; None for other errors."""
+        if isinstance(error, dist.DistError) and self._thread is None:  # nobody has been heard yet
+            return Ended(f"The ranks did not all start ({' '.join(str(error).split())[:200]}). {self.advice}", 1)
         if self._thread is None or not of_collectives(error):
             return None
         return Ended(f"The ranks have lost each other ({' '.join(str(error).split())[:200]}). {self.advice}", 1)
