@@ -223,7 +223,11 @@ def expand(overrides: list[str], config_dirs: Iterable[str] = ()) -> list[list[s
 
     with _hydra(config_dirs) as loader:
         _split(parse(overrides), loader, multirun=True)
-        return BasicSweeper.split_arguments(parse(overrides), None)[0]
+        try:
+            return BasicSweeper.split_arguments(parse(overrides), None)[0]
+        except (HydraException, OmegaConfBaseException) as e:  # of a choice inside a list, among others
+            reason = str(e).split("\n")[0]
+            raise UserError(f"-m cannot tell the values apart ({reason}): write key=a,b or key=choice(a,b).") from e
 
 
 def choice_names(group: str, config_dirs: Iterable[str] = ()) -> dict[str, str]:

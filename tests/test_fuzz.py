@@ -100,7 +100,7 @@ def test_any_command_line_is_answered(cases, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/a secret")
 
-    @check(cases, VERBS, st.lists(WORDS, max_size=3), OPTIONS)
+    @check(cases, VERBS, st.lists(WORDS, max_size=3), OPTIONS, examples=[([], ["augment.local.blur=[choice(1,2),null]"], ["-m"])])
     def test(verb, words, options):
         code, told = answer([*verb, *words, "--cfg", "job", *options])
         assert "/a secret" not in told.replace("/a secret/.cache", "")
