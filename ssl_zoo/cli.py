@@ -7,6 +7,7 @@ import time
 
 from ssl_zoo import __version__
 from ssl_zoo.errors import Ended, UserError, one_line
+from ssl_zoo.files import REFUSED
 
 VERBS = {
     "pretrain": "train a backbone without labels (the default verb)",
@@ -80,7 +81,7 @@ def of_the_system(e: BaseException) -> str | None:
 
     if is_shortage(e):
         return str(shortage(e, "getting ready", ["data.resident=false", "data.decoded=false", "data.subset"]))
-    if isinstance(e, OSError) and e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+    if isinstance(e, OSError) and e.errno in REFUSED:
         return f"Cannot write {e.filename or 'a file'} ({e.strerror}): free space, or choose a folder you can write."
     if isinstance(e, OSError) and e.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR):
         return f"{str(e.filename or 'a path')[:160]} cannot be used ({e.strerror}): choose another path."

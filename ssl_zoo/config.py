@@ -210,7 +210,7 @@ def run_name(overrides: list[str], config_dirs: Iterable[str] = ()) -> str:
     """<method>_<backbone>_<dataset> of a command that composes."""
     with _hydra(config_dirs) as loader:
         groups, values = _split(parse(overrides), loader, multirun=False)
-        choices = hydra.compose("train", _lines(groups, loader), return_hydra_config=True).hydra.runtime.choices
+        choices = composed("train", _lines(groups, loader), return_hydra_config=True).hydra.runtime.choices
     parts = [str(choices[g]) for g in ("method", "backbone", "dataset")]
     if parts[1] == "timm":
         parts[1] = next((str(o.value()) for o in values if o.key_or_group == "backbone.name"), "timm")

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ssl_zoo.config import plain
 from ssl_zoo.errors import UserError
-from ssl_zoo.fingerprint import changes, config_hash
+from ssl_zoo.fingerprint import changes, config_hash, leaves
 from ssl_zoo.saved import load_run
 
 CHECKPOINTS = ("last.ckpt", "previous.ckpt")
@@ -80,15 +80,8 @@ def _finished(run: Path, wanted: str) -> bool:
 
 def changed(run: Path, config: DictConfig) -> Iterator[str]:
     """A line "key: old -> new" for everything that a resumed run does otherwise than its config.yaml says."""
-    before, now = _flat(plain(OmegaConf.load(run / "config.yaml"))), _flat(plain(config))  # type: ignore[arg-type]
+    before, now = (dict(leaves(plain(c))) for c in (load_run(run, trust=config.trust), config))
     aside = ("run", "out", "resume", "trust", "trainer.max_epochs")
     for key in sorted(now):
         if key in before and before[key] != now[key] and key not in aside:
             yield f"{key}: {before[key]} -> {now[key]}"
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found

@@ -19,6 +19,7 @@ from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.frozen import frozen
 from ssl_zoo.evaluation.labelled import labelled_pair
 from ssl_zoo.evaluation.pictures import figure_data, save_figure_data
+from ssl_zoo.files import whole
 from ssl_zoo.judging import dataset_name, judged_folder
 from ssl_zoo.protocols import Evaluation, run_protocol
 from ssl_zoo.reports.summary import commit, finite, versions
@@ -162,8 +163,7 @@ def save_result(folder: Path, dataset: str, config: DictConfig, variant: str, re
     if _is_of_another_path(file, result.get("path")):  # folders of one name
         file = file.with_stem(f"{file.stem}-{hashlib.blake2b(result['path'].encode(), digest_size=3).hexdigest()}")
     folder.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
     lines = (f"  {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in result.items())  # a large confusion matrix is one line
-    part.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    part.replace(file)
+    with whole(file) as f:
+        f.write(("{\n" + ",\n".join(lines) + "\n}\n").encode())
     return file

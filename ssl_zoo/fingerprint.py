@@ -33,17 +33,18 @@ def _hash(value: Any) -> str:
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a result as {dotted key: value}, without folders that are only written to."""
-    found = LATER | dict(_leaves(config, ""))
+    found = LATER | dict(leaves(config))
     aside = {"run", "out", "resume", "trust", "trainer.timeout_s", *(f"data.{k}" for k in LOADING)}
     aside |= {"dataset.cache", "dataset.decoded", "data.cache", "evaluation.map"}
     groups = ("logger.", "checkpoint.", "guard.", "preemption.")
     return {k: v for k, v in found.items() if k not in aside and not k.startswith(groups)}
 
 
-def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a config, an empty table being a value."""
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -11,9 +11,11 @@ import hydra
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from ssl_zoo.errors import UserError
+from ssl_zoo.errors import UserError, one_line
 
 KEY = re.compile(r"\$\{[\w.\-\[\]]+\}")  # ${another.key}; ${a resolver:...} could take a password from the environment
 
@@ -44,7 +46,12 @@ def own_plugins() -> Iterator[None]:
 
 def composed(name: str, lines: list[str], **options: Any) -> DictConfig:
     """What Hydra composes, whose values are plain or name other keys."""
-    config = hydra.compose(name, lines, **options)
+    try:
+        config = hydra.compose(name, lines, **options)
+    except (HydraException, OmegaConfBaseException, UserError):
+        raise
+    except Exception as e:  # Hydra has more kinds of errors for words that it does not understand
+        raise UserError(f"{one_line(e)[:300]}: look at the words of the command; ssl-zoo --help has examples.") from e
     refuse_resolvers({k: v for k, v in OmegaConf.to_container(config, resolve=False).items() if k != "hydra"})  # type: ignore[union-attr]
     return config
 

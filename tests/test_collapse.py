@@ -219,7 +219,8 @@ def test_a_center_moves_towards_the_mean_of_logits(momentum, shape):
     center, wanted = Center(5, momentum), torch.zeros(5)
     for _ in range(3):
         logits = 3 + torch.randn(*shape, requires_grad=True)
-        center.update(logits)
+        center.add(logits)
+        center.move()
         wanted = momentum * wanted + (1 - momentum) * logits.detach().reshape(8, 5).mean(0)
         same(center.value, wanted)
     assert center.state_dict().keys() == {"value"}
@@ -230,7 +231,8 @@ def test_a_center_gives_probabilities_that_ignore_what_all_images_share():
     center, logits, shared = Center(6, momentum=0.0), torch.randn(4, 6), 100 * torch.randn(6)
     plain = center(logits, 0.5)
     same(plain, F.softmax(logits / 0.5, -1))
-    center.update(shared[None])
+    center.add(shared[None])
+    center.move()
     same(center(logits + shared, 0.5), plain, rtol=1e-3, atol=1e-4)
     same(center(shared[None], 0.04), torch.full((1, 6), 1 / 6))
     assert center(1e4 * logits, 0.04).sum(-1).tolist() == pytest.approx([1.0] * 4)

@@ -172,7 +172,8 @@ def test_losses_are_exact_over_ranks(ranks, name):
 def _center(x):
     center = Center(12, 0.9).double()
     center.value.copy_(golden_input("center0")[0])
-    center.update(x)
+    center.add(x)
+    center.move()
     return center.value
 
 

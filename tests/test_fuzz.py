@@ -37,9 +37,12 @@ REFERENCE = plain(compose("train", []))
 GROUPS = ("method", "backbone", "dataset", "augment", "optimizer", "trainer", "logger", "evaluation", "recipe", "experiment", "protocol")
 
 
+MORE = int(os.environ.get("SSL_ZOO_FUZZ", 0))  # so many times the cases of the slow tests, and other ones each time
+
+
 def fuzzed(few, many):
-    """Run a property on `few` cases, and in a slow test on `many`. Hypothesis takes the same cases each time where CI is set."""
-    return pytest.mark.parametrize("cases", [few, pytest.param(many, marks=pytest.mark.slow)])
+    """Run a property on `few` cases, and in a slow test on `many`: the same ones each time, for a test must not fail by chance."""
+    return pytest.mark.parametrize("cases", [few, pytest.param(max(1, MORE) * many, marks=pytest.mark.slow)])
 
 
 def check(cases, *strategies, examples=()):
@@ -47,7 +50,8 @@ def check(cases, *strategies, examples=()):
         for one in examples:
             test = example(*one)(test)
         phases = (Phase.explicit, Phase.reuse, Phase.generate)  # shrinking would take minutes where a case takes a second
-        settings(max_examples=cases, deadline=None, phases=phases, suppress_health_check=list(HealthCheck))(given(*strategies)(test))()
+        limits = settings(max_examples=cases, deadline=None, derandomize=not MORE, phases=phases, suppress_health_check=list(HealthCheck))
+        limits(given(*strategies)(test))()
 
     return run
 
@@ -100,7 +104,8 @@ def test_any_command_line_is_answered(cases, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/a secret")
 
-    @check(cases, VERBS, st.lists(WORDS, max_size=3), OPTIONS, examples=[([], ["augment.local.blur=[choice(1,2),null]"], ["-m"])])
+    @check(cases, VERBS, st.lists(WORDS, max_size=3), OPTIONS,
+           examples=[([], ["augment.local.blur=[choice(1,2),null]"], ["-m"]), (["eval"], ["~recipe=-54118"], [])])  # fmt: skip
     def test(verb, words, options):
         code, told = answer([*verb, *words, "--cfg", "job", *options])
         assert "/a secret" not in told.replace("/a secret/.cache", "")

@@ -64,11 +64,12 @@ def enqueued(x, pointer=24):
 
 
 def centered(x, updates=0):
-    center = Center(12)
+    center = Center(12).to(x["center0"].dtype)
     center.value = x["center0"][0]
     for _ in range(updates):
         center.value = center.value.detach().clone()
-        center.update(torch.stack([x["t0"], x["t1"]]))
+        center.add(torch.stack([x["t0"], x["t1"]]))
+        center.move()
     return center
 
 
@@ -238,7 +239,7 @@ def test_steps_of_dino_move_the_center_after_the_loss():
     s, t = torch.cat([x[f"s{i}"] for i in range(5)]), torch.cat([x["t0"], x["t1"]])
     head, teacher = (nn.Sequential(nn.Identity(), Says(x, x)) for x in (s, t))
     method = stubbed(DINO(Says(), 4, 4, out_dim=12), head=head, teacher=teacher)
-    method.center.value = x["center0"][0].detach().clone()
+    method.center.double().value.copy_(x["center0"][0])
     views = [torch.zeros(4, 16)] * 5
     for case in (CASES["dino_2g3l_tt0.04"], CASES["dino_second_step"]):
         loss = method.step(views, {})["loss"]

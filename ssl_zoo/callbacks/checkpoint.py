@@ -1,6 +1,5 @@
 """Checkpoints: when one is written, how it is kept whole, and what stays beside last.ckpt."""
 
-import errno
 import json
 import math
 import re
@@ -18,10 +17,9 @@ from ssl_zoo.callbacks.csv_log import CSVLog
 from ssl_zoo.callbacks.evaluate import Evaluate
 from ssl_zoo.distributed import max_over_ranks
 from ssl_zoo.errors import UserError
-from ssl_zoo.files import also, disk_error, whole
+from ssl_zoo.files import REFUSED, also, disk_error, whole
 from ssl_zoo.metrics import BETTER
 
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 

@@ -25,7 +25,7 @@ def finite(value: Any) -> bool:
     return all(bool(t.isfinite().all()) for t in tensors(value))
 
 
-class Watch:
+class Trace:
     """Hooks on the modules inside `module`, for the duration of a `with`. `forward` is the first of them whose output is not finite, and
     `backward` the first whose output has a gradient that is not. A part ends before the whole, so the first is the innermost.
     """
@@ -36,7 +36,7 @@ class Watch:
         self.backward: str | None = None
         self.passed = 0  # outputs up to the first that is not finite: of several ranks, the one with the fewest is where it began
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "Trace":
         named = [(n, m) for n, m in self.module.named_modules() if n]
         self._hooks = [m.register_forward_hook(partial(self._seen, n)) for n, m in named]
         return self
@@ -67,7 +67,7 @@ def locate(module: Any, batch: dict[str, Any], number: int) -> tuple[str | None,
     """
     batch = module.make_views(batch, number - 1)  # which is done before Lightning counts the batch
     fine = finite(batch["views"])
-    with torch.enable_grad(), module.trainer.precision_plugin.train_step_context(), Watch(module) as watch:
+    with torch.enable_grad(), module.trainer.precision_plugin.train_step_context(), Trace(module) as trace:
         module.seed_step(number)
         out = module.step(batch["views"], batch)
         params = [p for p in module.parameters() if p.requires_grad]
@@ -75,10 +75,10 @@ def locate(module: Any, batch: dict[str, Any], number: int) -> tuple[str | None,
     scalars = {k: v.detach() for k, v in out.items() if v.ndim == 0}
     if not fine:
         return "a view of the images", 0, scalars
-    if watch.forward or not finite(out["loss"]):
-        return watch.forward or "the loss itself, of outputs that are finite", watch.passed, scalars
-    if watch.backward:
-        return watch.backward, watch.passed, scalars
+    if trace.forward or not finite(out["loss"]):
+        return trace.forward or "the loss itself, of outputs that are finite", trace.passed, scalars
+    if trace.backward:
+        return trace.backward, trace.passed, scalars
     named = zip((n for n, p in module.named_parameters() if p.requires_grad), grads, strict=True)
     where = next((f"the gradient of {n}" for n, g in named if g is not None and not finite(g)), None)
-    return where, watch.passed, scalars
+    return where, trace.passed, scalars

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_zoo.errors import UserError
+from ssl_zoo.files import whole
 
 log = logging.getLogger("ssl_zoo")
 MOST_FILES = 100  # of steps that were left out
@@ -49,9 +50,8 @@ def write_record(run: Path, found: dict[str, Any], first_rank: bool) -> Path | N
         folder.mkdir(parents=True, exist_ok=True)
         if len(list(folder.iterdir())) >= MOST_FILES:
             return None
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(file)
+        with whole(file) as f:
+            f.write(json.dumps(found, indent=1, allow_nan=False).encode() + b"\n")
     except OSError as e:
         log.warning("%s cannot be written (%s)", file, e.strerror)
         return None

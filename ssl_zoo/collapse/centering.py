@@ -10,24 +10,39 @@ from ssl_zoo.distributed import max_over_ranks, mean_over_ranks, sum_over_ranks,
 
 
 class Center(nn.Module):
-    """A running mean `value` [dim] of the teacher's raw logits over all ranks (DINO, equation 4). Zero at first; saved with the method."""
+    """A running mean `value` [dim] of the teacher's raw logits over all ranks (DINO, equation 4). Zero at first; saved with the method.
+
+    Batches are `add`ed after their probabilities were taken; `move`, once an optimizer step, goes towards the mean of those added since.
+    """
 
     value: Tensor
+    added: Tensor
+    batches: Tensor
 
     def __init__(self, dim: int, momentum: float = 0.9) -> None:
         super().__init__()
         self.momentum = momentum
         self.register_buffer("value", torch.zeros(dim))
+        self.register_buffer("added", torch.zeros(dim), persistent=False)  # buffers: a step that is left out takes them back
+        self.register_buffer("batches", torch.zeros(()), persistent=False)
 
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
         """Centred and sharpened probabilities of logits [..., dim]."""
         return F.softmax((logits - self.value) / temperature, -1)
 
     @torch.no_grad()
-    def update(self, logits: Tensor) -> None:
-        """Move towards the mean of logits [..., dim]; to be called after the probabilities of the same batch were taken."""
-        mean = mean_over_ranks(logits.flatten(0, -2).mean(0))
+    def add(self, logits: Tensor) -> None:
+        """Count in a batch of logits [..., dim]."""
+        self.added += logits.flatten(0, -2).mean(0)
+        self.batches += 1
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Go towards the mean of the batches added."""
+        mean = mean_over_ranks(self.added / self.batches)
         self.value.lerp_(mean.to(self.value.dtype), 1.0 - self.momentum)
+        self.added.zero_()
+        self.batches.zero_()
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.attention import attention_maps, patch_colours, patch_features, principal_components
 from ssl_zoo.evaluation.features import centre
 from ssl_zoo.evaluation.knn import nearest
+from ssl_zoo.files import whole
 
 log = logging.getLogger("ssl_zoo")
 MAPPED = 2048  # images in the map of features
@@ -23,10 +24,8 @@ FEW = 10  # below it neighbours are no neighbourhood, and a map shows principal 
 def save_figure_data(folder: Path, data: dict[str, np.ndarray]) -> None:
     """Write data.npz of a folder of figures, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "data.npz.part"
-    with open(part, "wb") as f:
+    with whole(folder / "data.npz", sync=False) as f:
         np.savez_compressed(f, **data)  # type: ignore[arg-type]
-    part.replace(folder / "data.npz")
 
 
 def figure_data(

@@ -65,7 +65,6 @@ class DINO(Method):
         self.head = nn.Sequential(head, Prototypes(bottleneck_dim, out_dim, fixed_length=norm_last_layer))
         self.teacher = Teacher(self.backbone, self.head)
         self.center = Center(out_dim, center_momentum)
-        self.means: list[Tensor] = []  # of the batches since the last optimizer step: one, or those that it accumulates
         self.student_temp, self.assignment = student_temp, assignment
         self.temps = (teacher_temp_start, teacher_temp, teacher_temp_warmup)
         self.momentum, self.momentum_end = momentum, momentum_end
@@ -80,7 +79,7 @@ class DINO(Method):
         if self.assignment == "sinkhorn":
             return sinkhorn(logits.flatten(0, 1), self.teacher_temp()).view_as(logits)
         probs = self.center(logits, self.teacher_temp())
-        self.means.append(logits.detach().flatten(0, 1).mean(0))
+        self.center.add(logits)
         return probs
 
     def step(self, views: list[Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -103,9 +102,8 @@ class DINO(Method):
                 p.grad = None
 
     def after_step(self) -> None:
-        if self.means:
-            self.center.update(torch.stack(self.means))
-            self.means.clear()
+        if self.assignment == "centering":
+            self.center.move()
         momentum = cosine(self.progress(), self.momentum, self.momentum_end)
         self.teacher.update(self.backbone, self.head, momentum=momentum)
 

@@ -10,7 +10,7 @@ from ssl_zoo.reports.benchmark_look import LOOK, SORT
 from ssl_zoo.reports.collect import Problem, Run
 from ssl_zoo.reports.groups import Group, Measure
 from ssl_zoo.reports.page import escaped as _e
-from ssl_zoo.reports.page import page, printable
+from ssl_zoo.reports.page import page, printable, write_page
 from ssl_zoo.reports.published import Published
 from ssl_zoo.reports.table import HEAD, NOTE, STALE, columns, command, cost, head, markdown, protocols, stale_notes
 from ssl_zoo.reports.table_files import group_csv, latex, run_csv
@@ -30,10 +30,7 @@ def write_benchmark(groups: list[Group], problems: list[Problem], out: Path, tit
         "index.html": render(groups, problems, out, title),
     }
     for name, text in texts.items():
-        part = out / f"{name}.part"
-        with open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as f:
-            f.write(text)
-        part.replace(out / name)
+        write_page(out / name, text)
     return [out / "index.html", out / "table.md"]
 
 

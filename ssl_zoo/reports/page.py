@@ -6,6 +6,8 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ssl_zoo.files import whole
+
 STYLE = """\
 body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; color: #22313f; background: #f8f9fa; margin: 0; }
 main { max-width: 1000px; margin: 0 auto; padding: 32px 24px 64px; }
@@ -87,6 +89,6 @@ def wide_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequ
 
 def write_page(file: Path, text: str) -> Path:
     """Write a page whole or not at all; file names may hold bytes that are no text."""
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-    return part.replace(file)
+    with whole(file, sync=False) as f:
+        f.write(text.encode(errors="backslashreplace"))
+    return file

@@ -10,6 +10,8 @@ import matplotlib.pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from ssl_zoo.files import whole
+
 INK, MAIN, RAW, UNTRAINED, SECOND = "#22313f", "#2a6f97", "#adb5bd", "#e09f3e", "#9e2a2b"
 RIGHT, WRONG, FAINT = "#2d936c", "#c1121f", "#6c757d"
 SHARES = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#a9cce0", MAIN, "#0d2b3e"]).with_extremes(bad="#e9ecef")
@@ -45,8 +47,9 @@ def short(name: str, length: int = 18) -> str:
 
 def save(figure: Figure, file: Path) -> Path:
     """Write a figure whole or not at all, and forget it."""
-    drawn, part = io.BytesIO(), file.with_name(f"{file.name}.part")
+    drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     plt.close(figure)
-    part.write_bytes(drawn.getvalue())
-    return part.replace(file)
+    with whole(file, sync=False) as f:
+        f.write(drawn.getvalue())
+    return file

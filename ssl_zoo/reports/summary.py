@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ssl_zoo.files import whole
+
 PACKAGES = ("ssl-zoo", "torch", "torchvision", "lightning", "timm", "kornia", "hydra-core", "numpy")
 
 
@@ -105,7 +107,6 @@ def write_summary(run: Path, facts: dict[str, Any], trainer: Any, evaluate: Any,
         "versions": versions(),
         "commit": commit(),
     }
-    part = run / "summary.json.part"
-    part.write_text(json.dumps(finite(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(run / "summary.json")
+    with whole(run / "summary.json") as f:
+        f.write(json.dumps(finite(summary), indent=2, allow_nan=False).encode() + b"\n")
     return summary
