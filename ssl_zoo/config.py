@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_zoo.checks import check_metric, check_packages, check_paths_and_views, check_target, check_values, targets, unknown
-from ssl_zoo.errors import UserError
+from ssl_zoo.errors import UserError, one_line
 from ssl_zoo.origins import Folders, composed, own_plugins, refuse_resolvers
 
 NAMES_A_RECIPE = ("method", "backbone", "dataset", "recipe", "experiment")
@@ -59,7 +59,9 @@ def parse(overrides: list[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as e:
-        raise UserError(f"Cannot read '{e.override}': write key=value, with quotes round special characters.") from e
+        raise UserError(f"Cannot read '{str(e.override)[:160]}': write key=value, with quotes round special characters.") from e
+    except Exception as e:  # of Hydra's parser: a number of 5,000 digits, for one
+        raise UserError(f"The command cannot be read ({one_line(e)[:200]}): write key=value, with quotes round special characters.") from e
 
 
 def plain(config: DictConfig) -> dict:

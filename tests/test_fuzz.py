@@ -99,13 +99,14 @@ OPTIONS = st.sampled_from([[], [], [], [], ["-m"], ["--config-dir", "nowhere"], 
 VERBS = st.sampled_from([[], [], [], [], ["pretrain"], ["eval"], ["preview"], ["shard"], ["resume"], ["report"], ["list"], ["benchmark"]])
 
 
-@fuzzed(30, 2500)
+@fuzzed(30, 600)
 def test_any_command_line_is_answered(cases, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/a secret")
 
     @check(cases, VERBS, st.lists(WORDS, max_size=3), OPTIONS,
-           examples=[([], ["augment.local.blur=[choice(1,2),null]"], ["-m"]), (["eval"], ["~recipe=-54118"], [])])  # fmt: skip
+           examples=[([], ["augment.local.blur=[choice(1,2),null]"], ["-m"]), (["eval"], ["~recipe=-54118"], []),
+                     ([], ["@=" + 5000 * "9"], [])])  # fmt: skip
     def test(verb, words, options):
         code, told = answer([*verb, *words, "--cfg", "job", *options])
         assert "/a secret" not in told.replace("/a secret/.cache", "")
@@ -123,7 +124,7 @@ PLAIN = st.recursive(
 )
 
 
-@fuzzed(250, 10000)
+@fuzzed(250, 2500)
 @pytest.mark.parametrize("name", ["train", "eval", "preview", "shard"])
 def test_any_value_fits_or_is_refused(cases, name):
     words = ["dataset=shapes", "out=x", "weights=x", "protocol=few_shot"][: {"train": 1, "eval": 4, "shard": 2, "preview": 1}[name]]
@@ -189,7 +190,7 @@ HEADS = st.sampled_from(
 ANY = st.one_of(MUTATED, MUTATED, st.builds(bytes.__add__, HEADS, st.binary(max_size=200)))
 
 
-@fuzzed(300, 8000)
+@fuzzed(300, 3000)
 def test_any_bytes_are_an_image_or_a_reason(cases):
     @check(cases, ANY, st.sampled_from([8, 32, 224]))
     def test(data, canvas):
@@ -222,7 +223,7 @@ def test_claims_of_size_are_not_believed():
     tracemalloc.stop()
 
 
-@fuzzed(15, 300)
+@fuzzed(15, 150)
 def test_a_folder_of_any_bytes_gives_images_and_counted_skips(cases, tmp_path_factory):
     @check(cases, st.lists(ANY, min_size=1, max_size=4), st.booleans())
     def test(data, decoded):
@@ -263,7 +264,7 @@ def tables(folder):
     return [("t.parquet", Parquet), ("t.tar", ShardSource)]
 
 
-@fuzzed(40, 1500)
+@fuzzed(40, 600)
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_damaged_table_or_tar_is_a_sentence_or_a_skip(cases, which, tmp_path, tmp_path_factory):
     name, source = tables(tmp_path)[which]
@@ -290,7 +291,7 @@ JSON = st.recursive(
 )
 
 
-@fuzzed(60, 1500)
+@fuzzed(60, 600)
 def test_any_meta_json_beside_shards_is_a_sentence_or_taken(cases, tmp_path):
     tables(tmp_path)
     (tmp_path / "t.parquet").unlink()
@@ -354,7 +355,7 @@ def changed(name, text, place, value, edits, cut):
     return mutate(text, edits, cut)
 
 
-@fuzzed(20, 1500)
+@fuzzed(20, 300)
 def test_any_run_folder_is_answered(cases, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if cases < 100:  # what a figure is made of is checked all the same, but drawing it takes most of the time
@@ -383,7 +384,7 @@ def answer_or_table(words):
         assert len(err.getvalue().splitlines()) == 1
 
 
-@fuzzed(60, 3000)
+@fuzzed(60, 1500)
 def test_any_metrics_csv_is_continued_or_set_aside(cases, tmp_path):
     from ssl_zoo.callbacks.csv_log import CSVLog
 
@@ -401,7 +402,7 @@ def test_any_metrics_csv_is_continued_or_set_aside(cases, tmp_path):
         assert all(int(r["step"]) < 10 for r in rows[:-2])
 
 
-@fuzzed(60, 2000)
+@fuzzed(60, 800)
 def test_the_array_of_any_meta_in_the_cache_is_made_anew(cases, tmp_path):
     from ssl_zoo.data.cache import Cache
 
