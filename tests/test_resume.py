@@ -88,11 +88,11 @@ def ranks_of(folder, *words, **options):
     return [start(folder, *words, env={**common, "RANK": r, "LOCAL_RANK": r}, **options) for r in (0, 1)]
 
 
-def go_on_two_ranks(folder, *words, **options):
+def go_on_two_ranks(folder, *words, limit=300, **options):
     """(exit codes, what the first one printed)"""
     ranks = ranks_of(folder, *words, **options)
     for rank in ranks:
-        rank.join(300)
+        rank.join(limit)
     return [rank.exitcode for rank in ranks], (folder / "out0").read_text() + (folder / "err0").read_text()
 
 

@@ -18,7 +18,7 @@ def test_random_kills_change_nothing(tmp_path):
     draw = random.Random(0)
     words = [*WORDS, "method=moco", *METHODS["moco"], "batch_size=8", f"epochs={4 + int(12 * MINUTES)}", "checkpoint.every_n_steps=2",
              "trainer.timeout_s=10"]  # fmt: skip
-    codes, told = go_on_two_ranks(tmp_path, *words, "run=whole")
+    codes, told = go_on_two_ranks(tmp_path, *words, "run=whole", limit=300 + 60 * MINUTES)
     assert codes == [0, 0], told
     until, kills, codes = time.monotonic() + 60 * MINUTES, 0, [1, 1]
     while codes != [0, 0]:
