@@ -83,6 +83,18 @@ def max_over_ranks(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def ring(x: Tensor) -> Tensor:
+    """What the rank before holds as x, while x goes to the rank behind; without gradient. x must be of one shape on all ranks."""
+    if world_size() == 1:
+        return x
+    got, x = torch.empty_like(x), x.contiguous()
+    behind, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+    for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, x, behind), dist.P2POp(dist.irecv, got, before)]):
+        work.wait()
+    return got
+
+
+@torch.no_grad()
 def broadcast_buffers(module: torch.nn.Module) -> None:
     """Give every rank the buffers of the first, such as running statistics that each rank kept for itself."""
     if world_size() > 1:
