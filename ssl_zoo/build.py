@@ -20,10 +20,15 @@ from ssl_zoo.callbacks.loggers import build_loggers
 from ssl_zoo.checks import check_located
 from ssl_zoo.config import plain
 from ssl_zoo.data.images import Images
+from ssl_zoo.data.tokens import Tokens
 from ssl_zoo.errors import UserError
 from ssl_zoo.foreign import none_of_others
 from ssl_zoo.methods.base import Method
+from ssl_zoo.methods.two_towers import TwoTowers
 from ssl_zoo.nn.backbones import try_size
+from ssl_zoo.nn.text import tokenize
+from ssl_zoo.nn.weights import load_weights
+from ssl_zoo.run_folder import say
 
 log = logging.getLogger("ssl_zoo")
 LONG_RUN = 1.5e8  # pixels of views, 40 to 70 seconds of one core without the compiler; compiling takes it 10 to 50
@@ -112,6 +117,29 @@ def build_method(config: DictConfig, data: Data) -> Method:
         seed=config.seed,
         chunk_size=config.chunk_size,
     )
+
+
+def start_images(method: Method) -> None:
+    """Give the backbone of a method with words the weights that it is to start from."""
+    place = getattr(method, "image_weights", None)
+    if place is None:
+        return
+    file = Path(place) / "backbone.safetensors" if Path(place).is_dir() else Path(place)
+    if not file.is_file():
+        raise UserError(f"method.image_weights={place} is neither a finished run nor a file of weights: check the path.")
+    say("\n".join(load_weights(method.backbone, file).lines()))
+
+
+def build_tokens(method: Method, images: Images) -> Tokens | None:
+    """The captions of images for a method with words."""
+    if not isinstance(method, TwoTowers):
+        return None
+    if images.captions is None:
+        raise UserError("The data set has no captions.")
+    counts = torch.tensor([0, *map(len, images.captions)])
+    ids, cut = tokenize((c for of_one in images.captions for c in of_one), method.text.context)
+    say(f"captions      {len(ids):,} of {len(images):,} images" + (f", {cut:,} cut at {method.text.context} tokens" if cut else ""))
+    return Tokens(ids, counts.cumsum(0))
 
 
 def build_trainer(config: DictConfig, run: Path, callbacks: list[L.Callback]) -> L.Trainer:

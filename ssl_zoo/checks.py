@@ -157,6 +157,11 @@ def check_paths_and_views(config: dict, reference: dict) -> None:
         raise UserError(f"dataset.path={path} does not exist.")
     if "augment" in config:
         resolve_all(config["augment"], dataset.get("image_size") or 224)
+        method, two = config.get("method") or {}, "view2" in config["augment"]
+        if "text" in method and two:
+            raise UserError("A method with words takes one view of an image: use augment=clip.")
+        if method and "text" not in method and not two:
+            raise UserError("This augment makes one view of an image, but the method compares two: leave it out, or use augment=simclr.")
 
 
 def check_metric(config: dict) -> None:

@@ -192,7 +192,9 @@ def _parent_is_free(config: dict, key: str) -> bool:
 
 
 def _optimizer_for(config: DictConfig, values: list[Override]) -> str:
-    """AdamW for transformers and ConvNeXt, SGD for other convolutional networks."""
+    """AdamW for transformers, ConvNeXt and methods with words, SGD for other convolutional networks."""
+    if "text" in config.method:
+        return "adamw"
     name = next((str(o.value()) for o in values if o.key_or_group == "backbone.name"), str(config.backbone.get("name", "")))
     return "adamw" if any(family in name for family in ADAMW_FAMILIES) else "sgd"
 

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as L
 from omegaconf import DictConfig
 
-from ssl_zoo.build import build_data, build_method, build_trainer
+from ssl_zoo.build import build_data, build_method, build_tokens, build_trainer, start_images
 from ssl_zoo.callbacks.checkpoint import Checkpoints, unwritten
 from ssl_zoo.callbacks.evaluate import Evaluate, Judge
 from ssl_zoo.callbacks.guard import Guard
@@ -31,6 +31,7 @@ from ssl_zoo.errors import Ended
 from ssl_zoo.evaluation.labelled import labelled_pair
 from ssl_zoo.export import save_backbone
 from ssl_zoo.facts import facts_of
+from ssl_zoo.methods.two_towers import TwoTowers
 from ssl_zoo.reports.summary import write_summary
 from ssl_zoo.run_folder import claim, first_speaks, readable_checkpoint, run_folder, say
 from ssl_zoo.saved import save_config
@@ -59,6 +60,8 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     if config.dataset.get("decoded") == "auto":  # a resumed run must not decide anew: the order of an epoch depends on it
         config.dataset.decoded = not isinstance(data.train.pixels, OnDemand)
     method = build_method(config, data)
+    if not resume:
+        start_images(method)
     run = resume or run_folder(config, name)
     claim(run)
     about = {"name": name, "image_size": data.train.image_size, "mean": data.mean, "std": data.std, "backbone": plain(config.backbone)}
@@ -93,6 +96,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         config.data.worker_kind,
         trainer.num_devices,
         gather=method.augment is None,  # the engines gather in their own graph
+        tokens=build_tokens(method, data.train),
     )
     if trainer.is_global_zero:
         print(f"data          {loader.about()}{DECODE_ONCE if isinstance(data.train.pixels, OnDemand) else ''}")
@@ -130,6 +134,8 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     if not trainer.is_global_zero:
         return {}
 
+    if isinstance(method, TwoTowers):
+        save_backbone(method, run / "towers.safetensors", about | {"epochs": trainer.fit_loop.epoch_progress.current.processed})
     weights(run / "backbone.safetensors")
     facts = facts_of(config, name, commands, run, method, data, loader, skipped) | {"skipped_steps": guard.skipped}
     return write_summary(run, facts, trainer, evaluate, speed, data_seconds)

@@ -110,9 +110,9 @@ def resolve(view: Mapping[str, Any], image_size: int, name: str = "view1") -> Vi
 
 
 def resolve_all(augment: Mapping[str, Any], image_size: int) -> list[View]:
-    """The two global views of conf/augment, which must be of one size, and `local_crops` local ones."""
+    """The two global views of conf/augment, which must be of one size, and `local_crops` local ones, or view1 alone where the config has no view2."""
     given = sorted(k for k in augment if k.startswith("view") and augment[k])
-    if given != ["view1", "view2"]:
+    if given != ["view1", "view2"] and (given != ["view1"] or "view2" in augment):
         raise UserError(f"augment has {', '.join(given) or 'no view'}: a method takes view1 and view2, and more through local_crops.")
     names = [*given, *(["local"] if augment.get("local_crops") else [])]
     views = []
@@ -123,9 +123,9 @@ def resolve_all(augment: Mapping[str, Any], image_size: int) -> list[View]:
             raise
         except (TypeError, KeyError, AttributeError, ValueError) as e:
             raise UserError(f"augment.{name} cannot be read ({e}): `ssl-zoo --cfg job` shows what a view is made of.") from e
-    if views[0].size != views[1].size:
+    if len(given) == 2 and views[0].size != views[1].size:
         raise UserError(f"augment.view1 has {views[0].size} px and augment.view2 {views[1].size} px: both need the same size.")
-    return views[:2] + views[2:] * augment.get("local_crops", 0)
+    return views[: len(given)] + views[len(given) :] * augment.get("local_crops", 0)
 
 
 def local_size(image_size: int) -> int:

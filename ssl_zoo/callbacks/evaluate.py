@@ -149,6 +149,8 @@ class Evaluate(Callback):
         test = self.judge.test
         pixels = test.pixels[spread(len(test), min(512, len(test)))].to(module.device)
         views = module.augment(pixels, fold_seed("health", self.judge.seed))
+        if len(views) == 1:
+            views += module.augment(pixels, fold_seed("health", self.judge.seed, 1))
         with eval_mode(module.evaluated):
             dtype = next(module.evaluated.parameters()).dtype  # a teacher keeps its own
             h1, h2 = (module.evaluated(v.to(dtype)).float() for v in views[:2])

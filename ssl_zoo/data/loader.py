@@ -12,6 +12,7 @@ from ssl_zoo.data.images import Images
 from ssl_zoo.data.memory import free_memory
 from ssl_zoo.data.ondemand import Fetched, OnDemand
 from ssl_zoo.data.order import local_permutation, permutation
+from ssl_zoo.data.tokens import Tokens
 from ssl_zoo.errors import UserError
 
 
@@ -29,7 +30,8 @@ def fits(images: Images, device: torch.device, resident: bool | str, local: int 
 
 
 class Loader:
-    """Batches {"image": uint8 [B, 3, S, S], "index": [B], "label": [B] where there are labels} on `device`.
+    """Batches {"image": uint8 [B, 3, S, S], "index": [B], "label": [B] where there are labels} on `device`; with `tokens` also "tokens"
+    [B, L], one caption for each image, drawn anew in every epoch.
 
     Rank r of W takes every W-th image of the epoch's order; the last incomplete batch is dropped. The images do not depend on `workers`
     (how many make batches ahead; 0 for none) and `worker_kind` (thread or process). local: training processes on this machine.
@@ -51,6 +53,7 @@ class Loader:
         worker_kind: str = "auto",
         local: int = 1,
         gather: bool = True,
+        tokens: Tokens | None = None,
     ):
         self.batch_size, self.seed, self.rank, self.world_size, self.gather = batch_size, seed, rank, world_size, gather
         self.device = torch.device(device)
@@ -64,9 +67,11 @@ class Loader:
         self.pixels = images.pixels.to(self.device, copy=True) if self.resident else images.pixels  # type: ignore[union-attr]
         self.blocks = images.pixels.blocks if isinstance(images.pixels, OnDemand) else None
         self.labels = None if images.labels is None else images.labels.to(self.device)
+        self.tokens = None if tokens is None else tokens.to(self.device)
         self.workers, self.worker_kind = plan(self.pixels, workers, worker_kind, local)
         self.epoch, self.seen, self._resume = 0, 0, False
         self.waited = 0.0
+        self._captions: Tensor | None = None  # the row of the caption that each image shows in this epoch, [N]
         self.sampler = self  # Lightning calls sampler.set_epoch before each epoch
 
     @property
@@ -83,6 +88,7 @@ class Loader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         seen, self._resume = self.seen if self._resume else 0, False
         count = (self.total - seen) // self.global_batch
+        self._captions = None if self.tokens is None else self.tokens.drawn(self.seed, self.epoch)
         batches = self._batches(self._order()[seen + self.rank :: self.world_size], count)
         for left in reversed(range(count)):
             start = time.perf_counter()
@@ -134,7 +140,10 @@ class Loader:
         return {"image": image, **self._known(index)}
 
     def _known(self, index: Tensor) -> dict[str, Tensor]:
-        return {"index": index} if self.labels is None else {"index": index, "label": self.labels[index]}
+        known = {"index": index} if self.labels is None else {"index": index, "label": self.labels[index]}
+        if self.tokens is not None and self._captions is not None:
+            known["tokens"] = self.tokens.ids[self._captions[index]]
+        return known
 
     def about(self) -> str:
         """Where the images are, as in "50,000 images of 32 px (154 MB) held on cuda:0"."""

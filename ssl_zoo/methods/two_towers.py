@@ -14,12 +14,20 @@ from ssl_zoo.nn.text import TextTower
 class TwoTowers(Method):
     """backbone and a projection give image embeddings [B, embed_dim], `text` (the fields of TextTower) those of token ids [B, context].
 
-    image_weights: the backbone starts from these; lock_image: and stays as it is (LiT, arXiv:2111.07991). Both towers take a forward in
+    image_weights: what the backbone starts from, loaded before the first step of a run. lock_image: it stays as it is (LiT,
+    arXiv:2111.07991). Both towers take a forward in
     chunks of `chunk_size`. The batch holds "tokens", one caption for each image.
     """
 
     def __init__(
-        self, backbone: nn.Module, embed_dim: int, text: dict[str, Any], causal: bool, lock_image: bool = False, **common: Any
+        self,
+        backbone: nn.Module,
+        embed_dim: int,
+        text: dict[str, Any],
+        causal: bool,
+        image_weights: str | None = None,
+        lock_image: bool = False,
+        **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
         self.project = nn.Linear(backbone.num_features, embed_dim, bias=not causal)
@@ -27,7 +35,7 @@ class TwoTowers(Method):
         if self.project.bias is not None:
             nn.init.zeros_(self.project.bias)
         self.text = limit(TextTower(embed_dim, causal=causal, **text), common.get("chunk_size"))
-        self.lock_image = lock_image
+        self.image_weights, self.lock_image = image_weights, lock_image
         if lock_image:
             self.backbone.requires_grad_(False)
 
