@@ -10,7 +10,7 @@ from ssl_zoo.distributed import fold_seed
 
 @dataclass
 class Tokens:
-    """ids int32 [M, L] of M captions; those of image i are the rows first[i] to first[i + 1] of them, first [N + 1]. Each image has some."""
+    """ids int32 [M, L] of M captions; those of image i are its rows first[i] to first[i + 1], first [N + 1]."""
 
     ids: Tensor
     first: Tensor

@@ -50,7 +50,7 @@ class TextTower(nn.Module):
         if context < 3:
             raise UserError(f"method.text.context={context} holds no word between begin and end: set it to 3 or more.")
         self.context, self.causal = context, causal
-        options: dict[str, Any] = dict(no_causal_mask=not causal, proj_bias=not causal, pool_type="argmax" if causal else "last")
+        options: dict[str, Any] = {"no_causal_mask": not causal, "proj_bias": not causal, "pool_type": "argmax" if causal else "last"}
         kind = open_clip().transformer.TextTransformer
         self.net = kind(context, VOCABULARY, width, heads, layers, output_dim=embed_dim, **options)
 
