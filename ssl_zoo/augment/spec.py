@@ -110,7 +110,7 @@ def resolve(view: Mapping[str, Any], image_size: int, name: str = "view1") -> Vi
 
 
 def resolve_all(augment: Mapping[str, Any], image_size: int) -> list[View]:
-    """The two global views of conf/augment, which must be of one size, and `local_crops` local ones; view1 alone where there is no view2."""
+    """The two global views of conf/augment, of one size, and `local_crops` local ones; view1 alone where the config has no view2."""
     given = sorted(k for k in augment if k.startswith("view") and augment[k])
     if given != ["view1", "view2"] and (given != ["view1"] or "view2" in augment):
         raise UserError(f"augment has {', '.join(given) or 'no view'}: a method takes view1 and view2, and more through local_crops.")
