@@ -24,9 +24,11 @@ from ssl_zoo.evaluation.knn import knn_classify
 from ssl_zoo.evaluation.scores import judge
 from ssl_zoo.methods.barlow_twins import BarlowTwins, barlow_twins_loss
 from ssl_zoo.methods.byol import BYOL
+from ssl_zoo.methods.clip import CLIP, clip_loss
 from ssl_zoo.methods.dino import DINO
 from ssl_zoo.methods.moco import MoCo
 from ssl_zoo.methods.moco_v3 import MoCoV3, contrastive
+from ssl_zoo.methods.siglip import SigLIP, siglip_loss
 from ssl_zoo.methods.simclr import SimCLR, nt_xent
 from ssl_zoo.methods.simsiam import SimSiam
 from ssl_zoo.methods.vicreg import VICReg, vicreg_loss
@@ -44,6 +46,7 @@ def ranks(request, tmp_path_factory):
     workers = (
         _collectives,
         _losses,
+        _words,
         _assignments,
         _queue,
         _constant,
@@ -60,7 +63,7 @@ def ranks(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     """The same with 3 processes, among which nothing divides evenly."""
-    return _start(3, tmp_path_factory.mktemp("three"), (_batches, _features, _union))
+    return _start(3, tmp_path_factory.mktemp("three"), (_batches, _features, _union, _words))
 
 
 def _start(world, folder, workers):
@@ -166,6 +169,49 @@ def test_losses_are_exact_over_ranks(ranks, name):
     if "world2_local_bn" in case:  # sums of squares of the global matrix, which every rank has in full
         assert losses == pytest.approx([case["value"]] * world, rel=1e-10)
         assert sum(losses) / world != pytest.approx(case["world2_local_bn"], rel=0.1)
+
+
+WORDS = ("clip_init_1_over_0.07", "clip_clamped_100", "siglip_init_t10_b-10", "siglip_t100_b-5")
+
+
+def _pairs(world):
+    """The golden pairs, without the last where they do not divide among the ranks."""
+    return [x[: len(x) // world * world] for x in (golden_input("img"), golden_input("txt"))]
+
+
+def _words(r, world, of=None):
+    """Loss and gradients of both losses of images and captions: of embeddings, log-scale and bias. of: the ranks that are stood in for."""
+    found = {}
+    for name in WORDS:
+        params = GOLDEN["cases"][name]["params"]
+        x = [part(v, r, world).clone().requires_grad_() for v in _pairs(of or world)]
+        rest = [torch.tensor(params[k], dtype=torch.float64, requires_grad=True) for k in ("log_param", "bias") if k in params]
+        loss = (siglip_loss if "bias" in params else clip_loss)(*x, rest[0].exp(), *rest[1:])
+        loss.backward()
+        found[name] = {"loss": loss.detach(), "grad": torch.stack([v.grad for v in x]), "rest": torch.stack([p.grad for p in rest])}
+    return found
+
+
+def _compare_words(found, name):
+    """Nothing is lost or counted twice: of the embeddings, of the scale and of the bias alike."""
+    world, case = len(found), GOLDEN["cases"][name]
+    alone = _words(0, 1, of=world)[name]
+    losses = [float(f[name]["loss"]) for f in found]
+    assert sum(losses) / world == pytest.approx(float(alone["loss"]), rel=1e-10)
+    if world == 2:
+        assert losses == pytest.approx(case.get("per_rank_world2") or case["per_rank_world2_local_loss"], rel=1e-10)
+    for key, total in (("grad", torch.cat([f[name]["grad"] for f in found], 1)), ("rest", sum(f[name]["rest"] for f in found))):
+        torch.testing.assert_close(total / world, alone[key], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_losses_of_images_and_captions_are_exact_over_ranks(ranks, name):
+    _compare_words([f["_words"] for f in ranks], name)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_losses_of_images_and_captions_are_exact_over_three_ranks(three, name):
+    _compare_words([f["_words"] for f in three], name)
 
 
 # ---------------------------------------------------------------------------------------------- state that ranks share

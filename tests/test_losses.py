@@ -14,10 +14,12 @@ from ssl_zoo.collapse.centering import Center, sinkhorn
 from ssl_zoo.collapse.queue import Queue
 from ssl_zoo.methods.barlow_twins import BarlowTwins, barlow_twins_loss
 from ssl_zoo.methods.byol import BYOL, byol_loss
+from ssl_zoo.methods.clip import clip_loss
 from ssl_zoo.methods.dino import DINO, dino_loss
 from ssl_zoo.methods.moco import MoCo, info_nce
 from ssl_zoo.methods.moco_v3 import MoCoV3, contrastive
 from ssl_zoo.methods.simclr import SimCLR, nt_xent
+from ssl_zoo.methods.siglip import siglip_loss
 from ssl_zoo.methods.simsiam import SimSiam, simsiam_loss
 from ssl_zoo.methods.vicreg import VICReg, vicreg_loss
 from ssl_zoo.nn.numerics import unit
@@ -84,7 +86,16 @@ def swav(x):
     return dino_loss(scores, torch.stack([sinkhorn(s, 0.05, 3) for s in scores[:2]]), 0.1)
 
 
+def learned(loss, name):
+    """A loss of images and captions with the scale, and the bias, of a golden case."""
+    params = CASES[name]["params"]
+    rest = [params[k] for k in ("logit_scale", "scale", "bias") if k in params]
+    return lambda x: loss(x["img"], x["txt"], *rest)
+
+
 LOSSES = {
+    **{name: learned(clip_loss, name) for name in ("clip_init_1_over_0.07", "clip_clamped_100")},
+    **{name: learned(siglip_loss, name) for name in ("siglip_init_t10_b-10", "siglip_t100_b-5")},
     "nt_xent_tau0.1": lambda x: nt_xent(x["z1"], x["z2"], 0.1),
     "nt_xent_tau0.5": lambda x: nt_xent(x["z1"], x["z2"], 0.5),
     "moco_tau0.07": lambda x: moco(x, 0.07),
@@ -148,8 +159,18 @@ def test_value_is_not_that_of_another_form_of_the_loss(name):
     assert all(value != pytest.approx(other, rel=5e-3) for other in others if other is not None)
 
 
+@pytest.mark.parametrize("name", ["clip_init_1_over_0.07", "clip_clamped_100", "siglip_init_t10_b-10", "siglip_t100_b-5"])
+def test_scale_and_bias_have_golden_gradients(name):
+    case, x = CASES[name], Inputs(torch.float64)
+    log_scale = torch.tensor(case["params"]["log_param"], dtype=torch.float64, requires_grad=True)
+    rest = [torch.tensor(case["params"]["bias"], dtype=torch.float64, requires_grad=True)] if "bias" in case["params"] else []
+    (siglip_loss if rest else clip_loss)(x["img"], x["txt"], log_scale.exp(), *rest).backward()
+    assert log_scale.grad.item() == pytest.approx(case["d_loss_d_log_scale"], rel=1e-7)
+    assert [b.grad.item() for b in rest] == pytest.approx([case["d_loss_d_bias"] for _ in rest], rel=1e-7)
+
+
 def test_every_golden_loss_is_tested():
-    families = ("nt_xent", "moco", "byol", "simsiam", "dino_2g", "dino_second", "dino_large", "dino_center", "barlow", "vicreg", "sinkhorn")
+    families = ("clip", "siglip", "nt_xent", "moco", "byol", "simsiam", "dino_2g", "dino_second", "dino_large", "dino_center", "barlow", "vicreg", "sinkhorn")
     tested = {*LOSSES, *(v for variants in VARIANTS.values() for v in variants)}
     assert {name for name in CASES if name.startswith(families)} <= tested
 
