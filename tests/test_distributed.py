@@ -328,6 +328,7 @@ def _dino(**options):
     return method
 
 
+TEXT = {"width": 8, "heads": 2, "layers": 1, "context": 5}
 METHODS = {  # of the number of devices that one process stands in for
     "simclr": lambda _: SimCLR(Net(), hidden_dim=16, proj_dim=8, temperature=0.2),
     "moco_v2": lambda _: MoCo(Net(norm=False), **MOCO),
@@ -341,6 +342,8 @@ METHODS = {  # of the number of devices that one process stands in for
     "dino_sinkhorn": lambda _: _dino(assignment="sinkhorn"),
     "barlow_twins": lambda _: BarlowTwins(Net(), hidden_dim=16, proj_dim=8),
     "vicreg": lambda _: VICReg(Net(), hidden_dim=16, proj_dim=8),
+    "clip": lambda _: CLIP(Net(), 8, TEXT),
+    "siglip": lambda _: SigLIP(Net(), 8, TEXT),
 }
 
 
@@ -356,6 +359,10 @@ def _views(local_crops=0):
     return views[:2] + [v[..., 2:6, 1:5] for v in views[2:]]
 
 
+def _captions(r=0, world=1):
+    return {"tokens": part(torch.randint(1, 90, (12, 5), generator=torch.Generator().manual_seed(6)), r, world)}
+
+
 def _three_steps(name, local_crops, r, world, groups=1):
     """Three optimizer steps with the hooks in the order of Method.training_step; loss and gradients are those of the first."""
     method = _method(name, groups)
@@ -369,7 +376,7 @@ def _three_steps(name, local_crops, r, world, groups=1):
         if step:
             method.before_step()
         optimizer.zero_grad()
-        loss = method.step([part(v, r, world) for v in _views(local_crops)], {})["loss"]
+        loss = method.step([part(v, r, world) for v in _views(local_crops)], _captions(r, world))["loss"]
         loss.backward()
         mean = mean_over_ranks(parameters_to_vector([p.grad for p in trained.values()]))
         vector_to_parameters(mean, [p.grad for p in trained.values()])
@@ -437,8 +444,8 @@ class _Loss(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, *views):
-        return self.method.step(views, {})["loss"]
+    def forward(self, captions, *views):
+        return self.method.step(views, captions)["loss"]
 
 
 def _averaged_by_ddp(r, world):
@@ -448,7 +455,7 @@ def _averaged_by_ddp(r, world):
         method = synchronise(_method(name), "cpu") if _method(name).sync_bn else _method(name)
         wrapped = DistributedDataParallel(_Loss(method))
         for step in range(2):
-            wrapped(*[part(v, r, world) for v in _views()]).backward()
+            wrapped(_captions(r, world), *[part(v, r, world) for v in _views()]).backward()
             if step == 0:
                 found[name] = {k: p.grad.clone() for k, p in method.named_parameters() if p.requires_grad}
             method.zero_grad()

@@ -26,7 +26,10 @@ from ssl_zoo.methods.base import Method
 WORDS = ["dataset=shapes", "backbone=tiny", "recipe=none", "trainer=cpu", "dataset.train_size=100", "dataset.test_size=32", "batch_size=16",
          "epochs=2", "trainer.log_every_n_steps=1", "evaluation.every_n_epochs=1", "evaluation.baselines=false",
          "evaluation.linear.final=false", "evaluation.health_every_n_steps=4"]  # fmt: skip
+SMALL_TEXT = ["method.embed_dim=16", "method.text={width: 16, heads: 2, layers: 1, context: 16}"]
 METHODS = {
+    "clip": SMALL_TEXT,
+    "siglip": SMALL_TEXT,
     "simclr": ["method.hidden_dim=32"],
     "moco": ["method.hidden_dim=32", "method.queue_size=100"],
     "moco_v3": ["method.hidden_dim=32"],

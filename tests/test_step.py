@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ssl_zoo.augment.fused_engine import FusedEngine
 from ssl_zoo.augment.kornia_engine import KorniaEngine
-from ssl_zoo.build import build_augment, build_data, build_method, compiles, precision
+from ssl_zoo.build import build_augment, build_data, build_method, build_tokens, compiles, precision
 from ssl_zoo.callbacks.guard import Guard
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.config import compose
@@ -26,6 +26,8 @@ METHODS = {  # with widths that take no time
     "dino": "hidden_dim bottleneck_dim out_dim",
     "barlow_twins": "hidden_dim proj_dim",
     "vicreg": "hidden_dim proj_dim",
+    "clip": "embed_dim",
+    "siglip": "embed_dim",
 }
 
 
@@ -49,7 +51,8 @@ class Watch(Callback):
 @pytest.mark.parametrize(("method", "optimizer"), [*((m, "sgd") for m in METHODS), ("simclr", "adamw"), ("dino", "lars")])
 def test_nothing_is_read_on_the_host_between_logged_steps(method, optimizer, tmp_path):
     narrow = [f"method.{key}=64" for key in METHODS[method].split()]
-    config = compose("train", [f"method={method}", f"optimizer={optimizer}", "augment.local_crops=1", *narrow, *SMALL])
+    of_words = ["method.text={width: 16, heads: 2, layers: 1, context: 16}"] if method in ("clip", "siglip") else ["augment.local_crops=1"]
+    config = compose("train", [f"method={method}", f"optimizer={optimizer}", *of_words, *narrow, *SMALL])
     data = build_data(config)
     module, watch = build_method(config, data), Watch(logged=False)
     probe = OnlineProbe(module.backbone.num_features, data.train.num_classes)
@@ -57,7 +60,7 @@ def test_nothing_is_read_on_the_host_between_logged_steps(method, optimizer, tmp
         accelerator="cpu", max_steps=6, log_every_n_steps=4, callbacks=[Guard(tmp_path), probe, watch], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(module, Loader(data.train, 8, 0))
+    trainer.fit(module, Loader(data.train, 8, 0, tokens=build_tokens(module, data.train)))
     assert watch.watched >= 4
 
 
