@@ -484,7 +484,7 @@ def _in_chunks(name, size, views, wrap):
     net = DistributedDataParallel(_Loss(method)) if wrap else _Loss(method)
     if wrap:
         net.register_comm_hook(None, lambda _, bucket: handed.extend(bucket.parameters()) or _average(bucket))
-    loss = net(*views)
+    loss = net({}, *views)
     loss.backward()
     grads = {k: p.grad for k, p in method.named_parameters() if p.requires_grad}
     return {"loss": mean_over_ranks(loss.detach()), "handed": len(handed), **grads, **{f"after {k}": b for k, b in method.named_buffers()}}
