@@ -15,6 +15,7 @@ import hydra
 from ssl_zoo.augment.spec import resolve_all
 from ssl_zoo.errors import UserError
 from ssl_zoo.metrics import BETTER
+from ssl_zoo.prompts import templates
 from ssl_zoo.rules import RULES
 
 TRUSTED = ("ssl_zoo", "torch", "torchvision", "timm", "kornia.augmentation", "lightning.pytorch")
@@ -150,11 +151,13 @@ def _names_of_ssl_zoo() -> set[str]:
 
 
 def check_paths_and_views(config: dict, reference: dict) -> None:
-    """A path that a dataset requires must exist, and every view must be possible."""
+    """A path that a dataset requires must exist, prompts must have a place for a name, and every view must be possible."""
     dataset = config.get("dataset") or {}
     path = dataset.get("path")
     if (reference.get("dataset") or {}).get("path") == "???" and path != "???" and not Path(str(path)).expanduser().exists():
         raise UserError(f"dataset.path={path} does not exist.")
+    if (prompts := (config.get("data") or {}).get("prompts")) is not None:
+        templates(prompts)
     if "augment" in config:
         resolve_all(config["augment"], dataset.get("image_size") or 224)
         method, two = config.get("method") or {}, "view2" in config["augment"]

@@ -1,5 +1,6 @@
 """Compose a configuration with Hydra and refuse what cannot work, in one sentence, before torch is imported."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ssl_zoo.checks import check_metric, check_packages, check_paths_and_views, check_target, check_values, targets, unknown
 from ssl_zoo.errors import UserError, one_line
 from ssl_zoo.origins import Folders, composed, own_plugins, refuse_resolvers
+from ssl_zoo.prompts import conf_dir, shipped
 
 NAMES_A_RECIPE = ("method", "backbone", "dataset", "recipe", "experiment")
 # parts of timm's names that tell a transformer, MLP or ConvNeXt
@@ -25,15 +27,6 @@ ADAMW_FAMILIES = (
     "vit deit beit eva swin cait xcit convnext mixer mlp pit pvt coat twins volo nest_ tnt poolformer metaformer caformer convformer "
     "efficientformer edgenext visformer hiera focalnet sequencer inception_next swiftformer mambaout aimv2"
 ).split()
-
-
-def conf_dir() -> Path:
-    """The folder of configs: inside the installed package, or beside it in a checkout."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "conf", here.parent / "conf"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise UserError(f"The configs are missing from {here}: install ssl-zoo again.")
 
 
 # ---------------------------------------------------------------------------------------------- compose
@@ -125,9 +118,10 @@ def compose(name: str, overrides: list[str], config_dirs: Iterable[str] = ()) ->
         if isinstance(resolved.get(key), (int, float)):
             resolved[key] = str(resolved[key])
     for group in ("dataset", "data"):  # so that the saved config means the same in another folder
-        for key in ("path", "cache"):
+        for key in ("path", "cache", "captions", "prompts"):
             place = resolved[group].get(key) if group in resolved else None
-            if place is not None:
+            named = key in ("captions", "prompts") and (place in ("auto", *shipped()) or not os.path.isfile(os.path.expanduser(str(place))))
+            if place is not None and not named:
                 place = str(Path(str(place)).expanduser().resolve())
                 refuse_resolvers(place.replace("${", "\\${"), f"{group}.{key}")  # of the folder that this is run in
                 resolved[group][key] = place

@@ -7,7 +7,8 @@ from typing import Any
 
 ASIDE = ("run", "out", "logger", "resume", "checkpoint", "guard", "preemption")
 LOADING = ("decoded", "resident", "workers", "worker_kind")  # who loads the data and how, not which
-LATER = {"chunk_size": None}  # keys that older configs lack, with the value under which they trained
+# keys that older configs lack, with the value under which they trained
+LATER = {"chunk_size": None, "data.prompts": None, "dataset.captions": "auto"}
 ABSENT = "absent"
 
 
@@ -15,11 +16,17 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """A hash of everything that decides the result: the config without where it is written, when it stops or waits, who loads the data and
     how features are pictured. How data is decoded is part of the data sets that it decides the order of.
     """
-    decisive = {k: v for k, v in config.items() if k not in ASIDE and (k not in LATER or v != LATER[k])}
-    decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in LOADING}
+    decisive = {k: v for k, v in config.items() if k not in ASIDE and not _as_ever(k, v)}
+    decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in LOADING and not _as_ever(f"data.{k}", v)}
+    decisive["dataset"] = {k: v for k, v in decisive["dataset"].items() if not _as_ever(f"dataset.{k}", v)}
     decisive["trainer"] = {k: v for k, v in decisive["trainer"].items() if k != "timeout_s"}
     decisive["evaluation"] = {k: v for k, v in decisive["evaluation"].items() if k != "map"}
     return _hash(decisive)
+
+
+def _as_ever(key: str, value: Any) -> bool:
+    """Whether a key says what went without saying before there was such a key."""
+    return key in LATER and value == LATER[key]
 
 
 def group_hash(config: Mapping[str, Any]) -> str:
