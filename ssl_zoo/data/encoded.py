@@ -2,6 +2,7 @@
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
@@ -32,15 +33,20 @@ class Encoded(Protocol):
         """The encoded image of a row; OSError or ValueError where there is none."""
 
 
-def read_file(path: str | Path) -> bytes:
-    """The bytes of a file. OSError for what is none: a pipe would be waited for, and a device may never end."""
+def opened(path: str | Path) -> BufferedReader:
+    """A file open for reading. OSError for what is none: a pipe would be waited for, and a device may never end."""
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(number, "rb") as file:
-        at = os.fstat(number)
-        if not stat.S_ISREG(at.st_mode):
-            raise OSError("it is no file but a folder, pipe or device")
-        if at.st_size > LARGEST:
-            raise OSError(f"its {at.st_size:,} bytes are more than any image has")
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError("it is no file but a folder, pipe or device")
+    return open(number, "rb")
+
+
+def read_file(path: str | Path, largest: int = LARGEST) -> bytes:
+    """The bytes of a file; OSError for what is none, or too large."""
+    with opened(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > largest:
+            raise OSError(f"its {size:,} bytes are more than any {'image' if largest == LARGEST else 'caption'} has")
         return file.read()
 
 

@@ -1,6 +1,7 @@
 """A folder of images, with or without class sub-folders and train/test splits."""
 
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,12 +11,14 @@ import numpy as np
 import torch
 
 from ssl_zoo.data.cache import stamp
+from ssl_zoo.data.captioned_folder import Captions, captions_of
 from ssl_zoo.data.decode import cache_dir, decode
 from ssl_zoo.data.encoded import read_file
 from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
 from ssl_zoo.errors import UserError, one_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2", ".ico", ".jfif")
+NO_IMAGE = ": not an image file name"
 log = logging.getLogger("ssl_zoo")
 
 
@@ -42,7 +45,7 @@ def find(root: Path, leave_out: Sequence[str] = ()) -> tuple[list[str], list[str
             if name.lower().endswith(SUFFIXES):
                 images.append(prefix + name)
             else:
-                others.append(f"{prefix}{name}: not an image file name")
+                others.append(f"{prefix}{name}{NO_IMAGE}")
     return sorted(images, key=lambda n: n.replace(os.sep, "\0")), sorted(others)
 
 
@@ -60,7 +63,9 @@ class Files:
         return len(self.ends) - 1
 
     def __iter__(self) -> Iterator[str]:
-        return map(self.name, range(len(self)))
+        for start in range(0, len(self), 1 << 16):
+            ends = self.ends[start : start + (1 << 16) + 1].tolist()  # numpy's own numbers are slow one by one
+            yield from (os.fsdecode(self.text[a:b]) for a, b in itertools.pairwise(ends))
 
     def name(self, row: int) -> str:
         return os.fsdecode(self.text[self.ends[row] : self.ends[row + 1]])
@@ -83,7 +88,7 @@ class Folder:
     """Images under `path`. Splits: folders train and test (or validation, val) where they exist, in any case; what lies beside a test
     folder is train where no folder has that name. Without a test folder `test_share` is held out for evaluation. Classes: the
     first-level sub-folders, when every image lies in one (labels="auto"); labels=False ignores them, labels=True insists on them.
-    image_size: pixels of a view; None decides by the files. decoded: as for `decode`.
+    image_size: pixels of a view; None decides by the files. decoded: as for `decode`. captions: as the setting of `captions_of`.
     """
 
     def __init__(
@@ -94,12 +99,13 @@ class Folder:
         test_share: float = 0.1,
         cache: str | None = None,
         decoded: bool | str = "auto",
+        captions: str | None = "auto",
     ):
         self.path = Path(path).expanduser()
         if not self.path.is_dir():
             raise UserError(f"dataset.path={path} is not a folder.")
         self.image_size, self.labels, self.test_share = image_size, labels, test_share
-        self.cache, self.decoded = cache_dir(cache), decoded
+        self.cache, self.decoded, self.captions = cache_dir(cache), decoded, None if captions is None else str(captions)
         try:
             os.listdir(self.path)
             _, inner, files = next(os.walk(self.path), ("", [], []))
@@ -116,11 +122,19 @@ class Folder:
             self.train_root = tests.pop()
         self.classes = self._find_classes()
         self.test_root = first_labelled(tests, lambda t: self._labels(self._find(t)[0])) if tests else None
+        self.unread = [t.name for t in tests if t != self.test_root]
 
     @functools.cache  # noqa: B019 - a source lives as long as its run
     def _find(self, root: Path) -> tuple["Files", list[str]]:
         images, others = find(root, TEST_NAMES if root == self.path else ())
         return Files(root, images), others
+
+    @functools.cached_property
+    def _said(self) -> Captions:
+        roots = [self.train_root, *([self.test_root] if self.test_root else [])]
+        known = ((root, *self._find(root)) for root in roots)
+        listed = {r: (files, (o.removesuffix(NO_IMAGE) for o in others if o.endswith(NO_IMAGE))) for r, files, others in known}
+        return captions_of(self.path, self.captions, listed, self.unread)
 
     def _find_classes(self) -> list[str] | None:
         if self.labels is False:
@@ -147,9 +161,11 @@ class Folder:
         files, others = self._find(root)
         if not len(files):
             raise UserError(f"There are no images in {root}: it should hold files such as .jpg or .png, in class folders or not.")
-        left = list(others)
+        said = self._said
+        left = [o for o in others if not said.used or os.path.abspath(root / o.removesuffix(NO_IMAGE)) not in said.used]
         if root == self.train_root != self.path:
-            left += [f"{n}: beside the folder {root.name}, not in it" for n in self.beside]
+            beside = (n for n in self.beside if os.path.abspath(self.path / n) not in said.used)
+            left += [f"{n}: beside the folder {root.name}, not in it" for n in beside]
         if left:
             log.warning("%d other files or folders in %s were left out: %s", len(left), root, one_line(", ".join(left[:5])))
         pixels, kept, skipped, size = decode(files, self.image_size, self.cache, self.decoded, files.stamp)
@@ -159,8 +175,9 @@ class Folder:
             log.warning(
                 "%d class folders of %s are not in train, their images are unlabelled: %s", len(unknown), root, one_line(", ".join(unknown))
             )
-        skipped += left
-        return Images(pixels, labels, self.classes, size, skipped=skipped)
+        skipped += left + (said.notes if root == self.train_root else [])
+        captions = said.of[root]
+        return Images(pixels, labels, self.classes, size, None if captions is None else [captions[row] for row in kept], skipped)
 
     def _labels(self, names: Iterable[str]) -> torch.Tensor | None:
         if self.classes is None:

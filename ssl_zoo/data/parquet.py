@@ -78,7 +78,8 @@ class Parquet:
         rows = Rows(files, self.columns[0])
         pixels, kept, skipped, size = decode(rows, self.image_size, self.cache, self.decoded, rows.stamp)
         if captions is not None:
-            captions = [[c] if isinstance(c, str) else list(c or []) for c in (captions[i] for i in kept)]
+            said = ((c if isinstance(c, list) else [c]) for c in (captions[i] for i in kept))
+            captions = [[s for s in some if isinstance(s, str)] for some in said]
         classes = self._classes.names if self._classes else None
         return Images(pixels, None if labels is None else labels[torch.tensor(kept)], classes, size, captions, skipped)
 
