@@ -23,7 +23,7 @@ from ssl_zoo.suite import load_suite
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-PAGES = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("evaluation.md", "scaling.md"))
+PAGES = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("evaluation.md", "scaling.md", "words.md"))
 OTHERS = re.findall(r"```(\w*)\n(.*?)```", PAGES, re.DOTALL)
 
 
