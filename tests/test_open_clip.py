@@ -287,6 +287,22 @@ def test_what_does_not_fit_the_text_tower_is_one_sentence(embed_dim, words, chan
     assert all(torch.equal(v, before[k]) for k, v in tower.state_dict().items())
 
 
+class Call:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+def test_nothing_in_a_checkpoint_is_run(tmp_path):
+    torch.save({"state_dict": OpenCLIP(40, dict(VISION), dict(WORDS)).state_dict(), "args": Call(tmp_path / "mark")}, tmp_path / "c.pt")
+    content = read_checkpoint(tmp_path / "c.pt")
+    assert load_text(TextTower(40, **TEXT), content)
+    assert load_weights(create("vit_base_patch16_clip_224", **VIT), content)
+    assert not (tmp_path / "mark").exists()
+
+
 def test_image_towers_that_do_not_fit_are_one_sentence():
     vit = OpenCLIP(40, dict(VISION), dict(WORDS))
     with pytest.raises(UserError, match=r"begin with a norm, choose backbone=timm backbone\.name=vit_base_patch16_clip_224"):

@@ -148,6 +148,9 @@ def test_a_locked_run_needs_its_weights_once(tmp_path):
     assert code == 0, told
     assert "image tower" not in told
     same_end(tmp_path / "whole", tmp_path / "cut")
+    code, told = go(tmp_path, *lit, start, "checkpoint.every_n_steps=2", "run=cut", "resume=auto")
+    assert code == 0, told
+    assert "has finished its 2 epochs" in told
     first, whole, ddp = (
         load_file(tmp_path / name) for name in ("kept/backbone.safetensors", "whole/towers.safetensors", "ddp/towers.safetensors")
     )
