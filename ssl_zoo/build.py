@@ -27,7 +27,6 @@ from ssl_zoo.methods.base import Method
 from ssl_zoo.methods.two_towers import TwoTowers
 from ssl_zoo.nn.backbones import try_size
 from ssl_zoo.nn.text import tokenize
-from ssl_zoo.nn.weights import load_weights
 from ssl_zoo.run_folder import say
 
 log = logging.getLogger("ssl_zoo")
@@ -117,17 +116,6 @@ def build_method(config: DictConfig, data: Data) -> Method:
         seed=config.seed,
         chunk_size=config.chunk_size,
     )
-
-
-def start_images(method: Method) -> None:
-    """Give the backbone of a method with words the weights that it is to start from."""
-    place = getattr(method, "image_weights", None)
-    if place is None:
-        return
-    file = Path(place) / "backbone.safetensors" if Path(place).is_dir() else Path(place)
-    if not file.is_file():
-        raise UserError(f"method.image_weights={place} is neither a finished run nor a file of weights: check the path.")
-    say("\n".join(load_weights(method.backbone, file).lines()))
 
 
 def build_tokens(method: Method, images: Images) -> Tokens | None:

@@ -158,6 +158,10 @@ def check_paths_and_views(config: dict, reference: dict) -> None:
         raise UserError(f"dataset.path={path} does not exist.")
     if (prompts := (config.get("data") or {}).get("prompts")) is not None:
         templates(prompts)
+    for key in ("image_weights", "text_weights"):
+        place = (config.get("method") or {}).get(key)
+        if place is not None and config.get("resume") != "auto":  # which may go on with a run that needs them no more
+            weights_place(key, place)
     if "augment" in config:
         resolve_all(config["augment"], dataset.get("image_size") or 224)
         method, two = config.get("method") or {}, "view2" in config["augment"]
@@ -165,6 +169,16 @@ def check_paths_and_views(config: dict, reference: dict) -> None:
             raise UserError("A method with words takes one view of an image: use augment=clip.")
         if method and "text" not in method and not two:
             raise UserError("This augment makes one view of an image, but the method compares two: leave it out, or use augment=simclr.")
+
+
+def weights_place(key: str, place: str | int | float) -> Path:
+    """The file of weights that method.image_weights or method.text_weights names: itself, or that of a finished run."""
+    path = Path(str(place)).expanduser()
+    file = path / ("backbone.safetensors" if key == "image_weights" else "towers.safetensors") if path.is_dir() else path
+    if not file.is_file():
+        kind = "finished run" if key == "image_weights" else "finished run of a method with words"
+        raise UserError(f"method.{key}={place} is neither a {kind} nor a file of weights: check the path.")
+    return file
 
 
 def check_metric(config: dict) -> None:

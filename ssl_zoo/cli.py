@@ -15,6 +15,7 @@ VERBS = {
     "resume": "continue a run: ssl-zoo resume run=runs/... [epochs=200]",
     "preview": "a picture of augmented views: ssl-zoo preview method=simclr dataset=folder dataset.path=...",
     "shard": "pack a data set into a few large files: ssl-zoo shard data=photos out=shards [format=tar|litdata] [size=256]",
+    "export": "a run for other libraries: ssl-zoo export run=runs/... format=open_clip [out=FOLDER]",
     "report": "a run on a page, or many in a table: ssl-zoo report run=runs/... | runs=FOLDER|GLOB [out=FOLDER]",
     "benchmark": "many runs and their table: ssl-zoo benchmark suite=NAME|FILE.yaml [seed=0,1,2] [key=value ...]",
     "list": "what there is: ssl-zoo list [methods|backbones|datasets|suites|...]",

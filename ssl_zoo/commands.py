@@ -124,6 +124,17 @@ def do_shard(words: list[str], options: dict[str, str]) -> int:
     return 0
 
 
+def do_export(words: list[str], options: dict[str, str]) -> int:
+    from ssl_zoo.config import compose
+    from ssl_zoo.exporting import check_export, export
+
+    config = compose("export", words, config_dirs(options))
+    if "cfg" in options:
+        return show(config)
+    print("\n".join(export(config, *check_export(config))))
+    return 0
+
+
 def do_report(words: list[str], options: dict[str, str]) -> int:
     if any(w.startswith("runs=") for w in words):
         from ssl_zoo.stale import report_words
@@ -223,6 +234,7 @@ HANDLERS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
     "resume": do_resume,
     "preview": do_preview,
     "shard": do_shard,
+    "export": do_export,
     "report": do_report,
     "benchmark": do_benchmark,
     "list": do_list,

@@ -50,6 +50,8 @@ def _kind(path: Path) -> str:
 
 def check_shard(out: Path, data: str | None, form: str) -> None:
     """Refuse what would write over something, read what it writes, or cannot be written at all."""
+    if form not in ("tar", "litdata"):
+        raise UserError(f"format={form} does not work: format takes tar or litdata.")
     if out.is_symlink() or os.path.ismount(out) or out.resolve() == Path.cwd():
         raise UserError(f"out={out} cannot be replaced by the finished shards (a link, a mount or this folder): name a new folder in it.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

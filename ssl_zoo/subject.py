@@ -1,23 +1,22 @@
 """Which backbone is judged: that of a run folder, or weights from elsewhere."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError, safe_open
 
 from ssl_zoo.build import Data, build
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.features import Subject
-from ssl_zoo.export import load_backbone
+from ssl_zoo.export import header, load_backbone
 from ssl_zoo.nn.backbones import create, try_size
 from ssl_zoo.nn.named_weights import named_weights
 from ssl_zoo.nn.weights import load_weights
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Judged(Subject):
 
 def of_run(run: Path, trained: DictConfig, data: Data, net: str, image_size: int | None, device: torch.device) -> Judged:
     """The backbone of a finished run; the student or the teacher of its last checkpoint where `net` says so."""
-    known = _about(run / "backbone.safetensors")
+    known = header(run / "backbone.safetensors")
     size = known.get("image_size") or data.train.image_size
     if trained.backbone.get("pretrained"):
         trained.backbone.pretrained = False  # nothing is downloaded for weights that are replaced at once
@@ -57,14 +56,15 @@ def epochs_of(checkpoint: Path) -> int:
 
 def of_weights(config: DictConfig, data: Data, device: torch.device, like: Subject | None = None) -> Judged:
     """Weights from elsewhere: timm/<model>, torchvision/<model>, a backbone.safetensors of ssl_zoo, or a file of another project. Images
-    are normalised as the weights say, else as for `like`, else by ImageNet's mean and deviation.
+    are normalised as the weights say, else as for `like`, else by ImageNet's mean and deviation (CLIP's for
+    checkpoints of open_clip).
     """
     named = config.weights.startswith(("timm/", "torchvision/"))
     state: Any = Path(config.weights)
-    known = {} if named else _about(state)
+    known = {} if named else header(state)
     whole = bool(known)
     if not known and not named and state.parent.name == "checkpoints":  # what the run says of its other weights
-        known = _about(state.with_name("backbone.safetensors")) or _about(state.parent.parent / "backbone.safetensors")
+        known = header(state.with_name("backbone.safetensors")) or header(state.parent.parent / "backbone.safetensors")
     name, (mean, std), size = None, (like.mean, like.std) if like else IMAGENET, None
     if named:
         state, name, about = named_weights(config.weights)
@@ -87,18 +87,11 @@ def of_weights(config: DictConfig, data: Data, device: torch.device, like: Subje
     else:
         raise UserError(f"weights={config.weights} do not say what they are of: add backbone=... (ssl-zoo list backbones).")
     report = load_weights(backbone, state, config.net)
+    if report.layout.startswith("open_clip") and "mean" not in known and like is None:
+        mean, std = CLIP  # open_clip's own, unless a model says otherwise
     told = (*report.lines(), f"images   {size} px, normalised by mean {_three(mean)} and deviation {_three(std)}")
     return Judged(backbone.to(device), size, mean, std, {"source": config.weights, "net": config.net, "epochs": None}, told)
 
 
 def _three(values: tuple[float, ...]) -> str:
     return ", ".join(f"{v:.3f}" for v in values)
-
-
-def _about(file: Path) -> dict[str, Any]:
-    """What the header of a backbone.safetensors of ssl_zoo says; nothing for other files."""
-    try:
-        with safe_open(file, "pt") as f:
-            return json.loads((f.metadata() or {}).get("ssl_zoo", "{}"))
-    except (OSError, SafetensorError, ValueError):
-        return {}

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as L
 from omegaconf import DictConfig
 
-from ssl_zoo.build import build_data, build_method, build_tokens, build_trainer, start_images
+from ssl_zoo.build import build_data, build_method, build_tokens, build_trainer
 from ssl_zoo.callbacks.checkpoint import Checkpoints, unwritten
 from ssl_zoo.callbacks.evaluate import Evaluate, Judge
 from ssl_zoo.callbacks.guard import Guard
@@ -37,6 +37,7 @@ from ssl_zoo.run_folder import claim, first_speaks, readable_checkpoint, run_fol
 from ssl_zoo.saved import save_config
 from ssl_zoo.shortage import explained, training_tries
 from ssl_zoo.slurm import ending
+from ssl_zoo.starting import start_towers
 
 DECODE_ONCE = "; data.decoded=true decodes them once, into the cache"
 
@@ -61,7 +62,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
         config.dataset.decoded = not isinstance(data.train.pixels, OnDemand)
     method = build_method(config, data)
     if not resume:
-        start_images(method)
+        start_towers(method, data)
     run = resume or run_folder(config, name)
     claim(run)
     about = {"name": name, "image_size": data.train.image_size, "mean": data.mean, "std": data.std, "backbone": plain(config.backbone)}

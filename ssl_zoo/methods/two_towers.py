@@ -14,9 +14,8 @@ from ssl_zoo.nn.text import TextTower
 class TwoTowers(Method):
     """backbone and a projection give image embeddings [B, embed_dim], `text` (the fields of TextTower) those of token ids [B, context].
 
-    image_weights: what the backbone starts from, loaded before the first step of a run. lock_image: it stays as it is (LiT,
-    arXiv:2111.07991). Both towers take a forward in
-    chunks of `chunk_size`. The batch holds "tokens", one caption for each image.
+    image_weights, text_weights: what the towers start from, loaded before the first step of a run. lock_image: the backbone stays as it
+    is (LiT, arXiv:2111.07991). Both towers take a forward in chunks of `chunk_size`. The batch holds "tokens", one caption for each image.
     """
 
     def __init__(
@@ -26,6 +25,7 @@ class TwoTowers(Method):
         text: dict[str, Any],
         causal: bool,
         image_weights: str | None = None,
+        text_weights: str | None = None,
         lock_image: bool = False,
         **common: Any,
     ) -> None:
@@ -35,9 +35,9 @@ class TwoTowers(Method):
         if self.project.bias is not None:
             nn.init.zeros_(self.project.bias)
         self.text = limit(TextTower(embed_dim, causal=causal, **text), common.get("chunk_size"))
-        self.image_weights, self.lock_image = image_weights, lock_image
+        self.image_weights, self.text_weights, self.lock_image = image_weights, text_weights, lock_image
         if lock_image:
-            self.backbone.requires_grad_(False)
+            self.backbone.requires_grad_(False).eval()  # Lightning trains in the modes that it finds
 
     def train(self, mode: bool = True) -> "TwoTowers":
         super().train(mode)

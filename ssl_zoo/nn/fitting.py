@@ -43,6 +43,15 @@ def fit_positions(backbone: nn.Module, state: State, own: State) -> list[str]:
     return [f"positions resampled from {side}x{side} to {grid[0]}x{grid[1]} patches"]
 
 
+def fit_patches(state: State, own: State, project: str) -> list[str]:
+    """open_clip's patches have no bias, of which the positions can say as much."""
+    name = "patch_embed.proj.bias"
+    if project != "open_clip" or name not in own or name in state or "patch_embed.proj.weight" not in state:
+        return []
+    state[name] = torch.zeros_like(own[name])
+    return ["patches have no bias in the file: 0 here"]
+
+
 def check_names(state: State, own: State) -> None:
     """Refuse what is missing, has no place, or is of another shape or kind."""
     lacking = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
@@ -65,6 +74,8 @@ def _remedy(lacking: list[str], unknown: list[str]) -> str:
         return f"the names begin with {prefix}, which is not known here, save them without it"
     if any(n.startswith("features.") for n in unknown):
         return "these are torchvision's names, which are known of ResNets, DenseNets and VisionTransformers only; take timm's weights"
+    if any(n.startswith("norm_pre.") for n in unknown):
+        return "CLIP's transformers begin with a norm, choose backbone=timm backbone.name=vit_base_patch16_clip_224 or one like it"
     if "fc_norm.weight" in lacking and "norm.weight" in unknown:
         return "set backbone.kwargs={global_pool:token}"
     if "norm.weight" in lacking and "fc_norm.weight" in unknown:
@@ -92,7 +103,11 @@ def set_unstated(backbone: nn.Module, project: str, positions: Tensor | None) ->
         return []
     if built.family == "ResNet":
         return _set_padding(net.conv1, net.maxpool, project) if built.first == 3 and isinstance(net.conv1, nn.Conv2d) else []
-    return _set_heads([b.attn for b in net.blocks], project, built.body[0], positions is not None and _sincos(positions))
+    notes = _set_heads([b.attn for b in net.blocks], project, built.body[0], positions is not None and _sincos(positions))
+    if project == "open_clip":
+        act, eps = type(net.blocks[0].mlp.act).__name__, getattr(net.blocks[0].norm1, "eps", None)
+        notes.append(f"{act} and norms with epsilon {eps} here; no state dict tells these (OpenAI's: backbone.name=vit_*_clip_quickgelu_*)")
+    return notes
 
 
 def _set_padding(conv: nn.Conv2d, pool: nn.Module, project: str) -> list[str]:

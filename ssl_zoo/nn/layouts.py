@@ -22,17 +22,18 @@ TEACHERS = set(
 STUDENTS = set(
     "student student_backbone student_encoder encoder_q query_backbone query_encoder base_encoder online_network online_encoder".split()
 )
-NEUTRAL = set("state_dict model_state_dict model net network backbone encoder vit".split())
+NEUTRAL = set("state_dict model_state_dict model net network backbone encoder vit visual trunk".split())
 TRAINING = re.compile(r"(optim|.*sched|scaler|fp16|loops|callbacks|args|config|hyper_parameters|epoch|step|iter|global_step|amp)")
 OWNER = r"(momentum_|student_|teacher_|online_|target_|key_|query_)?"
 COPY = r"(_momentum|_ema|_student|_teacher)?$"
 PARTS = {  # the first word of a name outside of networks
-    "projector": rf"{OWNER}(projector|projection(_head)?|proj_head|dino_head|ibot_head|head|bn|fc){COPY}",
+    "projector": rf"{OWNER}(projector|project|projection(_head)?|proj_head|dino_head|ibot_head|head|bn|fc){COPY}",
     "predictor": rf"{OWNER}(predictor|prediction_head){COPY}",
     "classifier": rf"{OWNER}(classifier|linear|probe){COPY}",
     "queue": r"\w*queue(_ptr|_index|_y)?$",
     "prototypes": r"prototypes?\d*$",
-    "state of the loss": r"(center|dino_loss|ibot_patch_loss|criterion\w*|loss\w*|sinkhorn)$",
+    "text tower": r"(text|token_embedding|positional_embedding|transformer|ln_final|text_projection)$",
+    "state of the loss": r"(logit_scale|log_scale|logit_bias|bias|center|dino_loss|ibot_patch_loss|criterion\w*|loss\w*|sinkhorn)$",
     "state of the evaluation": r"(knn|val_\w+|train_\w+|metrics?)$",
     "augmentation": r"augment\w*$",
     "decoder of masked patches": r"(decoder\w*|mask_token)$",
@@ -142,6 +143,7 @@ def layout_words(found: Contents, words: str) -> str:
     lightning = "pytorch-lightning_version" in found.keys
     rules = {
         "ssl_zoo": "unseen_step" in found.keys,
+        "open_clip": last in ("visual", "trunk"),
         "MoCo v1/v2": last in ("encoder_q", "encoder_k"),
         "MoCo v3": any("base_encoder" in w for w in found.networks),
         "DINO": bool({"student", "teacher"} & found.keys),

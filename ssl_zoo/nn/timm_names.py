@@ -5,6 +5,7 @@ import re
 from torch import Tensor
 
 from ssl_zoo.errors import UserError
+from ssl_zoo.nn.open_clip_vit import to_timm_vit
 
 TORCHVISION_VIT = [
     (r"class_token$", "cls_token"),
@@ -25,6 +26,13 @@ def to_timm(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """The same tensors under timm's names, and in words whose names they had; names that are not known stay as they are."""
     if "class_token" in state and "conv_proj.weight" in state:
         return _renamed(state, TORCHVISION_VIT), "torchvision's VisionTransformer"
+    if "class_embedding" in state and "conv1.weight" in state:
+        return to_timm_vit(state), "CLIP's VisionTransformer"
+    if "attnpool.positional_embedding" in state:
+        raise UserError(
+            "The file holds OpenAI's ModifiedResNet, whose three stem convolutions and attention pooling no ResNet here has: "
+            "take a checkpoint with a vision transformer or a timm model."
+        )
     first = next((i for i in (2, 4) if f"{i}.0.conv1.weight" in state), None)
     if "0.weight" in state and first is not None:  # the children of a ResNet in a row
         rules = [(r"0\.", "conv1."), (r"1\.", "bn1."), *((rf"{first + i}\.(?=\d)", f"layer{i + 1}.") for i in range(4))]

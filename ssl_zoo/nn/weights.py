@@ -10,7 +10,7 @@ from torch import nn
 from ssl_zoo.errors import UserError
 from ssl_zoo.nn.architecture import architecture
 from ssl_zoo.nn.checkpoint_file import read_checkpoint
-from ssl_zoo.nn.fitting import casts, check_architecture, check_names, fit_positions, set_unstated, some
+from ssl_zoo.nn.fitting import casts, check_architecture, check_names, fit_patches, fit_positions, set_unstated, some
 from ssl_zoo.nn.layouts import Contents, State, contents, layout_words, part_of
 from ssl_zoo.nn.timm_names import to_timm
 
@@ -52,7 +52,7 @@ def load_weights(backbone: nn.Module, source: str | Path | Mapping[str, Any], ne
     left = _left(found, words, state, own)
     check_architecture(state, own)
     positions = state.get("pos_embed")
-    notes += fit_positions(backbone, state, own)
+    notes += fit_positions(backbone, state, own) + fit_patches(state, own, project)
     check_names(state, own)
     notes += casts(state, own)
     backbone.load_state_dict({**own, **state}, strict=True)
