@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from ssl_zoo.augment.fused_engine import FusedEngine
 from ssl_zoo.augment.kornia_engine import KorniaEngine
 from ssl_zoo.augment.spec import View, resolve_all
-from ssl_zoo.callbacks.checkpoint import WholeFiles
+from ssl_zoo.callbacks.checkpoint import WholeFiles, onward
 from ssl_zoo.callbacks.launcher import prepare
 from ssl_zoo.callbacks.loggers import build_loggers
 from ssl_zoo.checks import check_located
@@ -135,5 +136,5 @@ def build_trainer(config: DictConfig, run: Path, callbacks: list[L.Callback]) ->
             )
     except Exception as e:  # Lightning refuses impossible devices, strategies and precisions with exceptions of many kinds
         raise UserError(f"This trainer cannot be had here: {' '.join(str(e).split())}") from e
-    prepare(trainer, timeout_s, f"Continue with: ssl-zoo resume run={run}")
+    prepare(trainer, timeout_s, partial(onward, run))
     return trainer

@@ -17,6 +17,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """
     decisive = {k: v for k, v in config.items() if k not in ASIDE and (k not in LATER or v != LATER[k])}
     decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in LOADING}
+    for group in ("data", "dataset"):  # where images are cached
+        decisive[group] = {k: None if k == "cache" else v for k, v in decisive[group].items()}
     decisive["trainer"] = {k: v for k, v in decisive["trainer"].items() if k != "timeout_s"}
     decisive["evaluation"] = {k: v for k, v in decisive["evaluation"].items() if k != "map"}
     return _hash(decisive)
