@@ -1,7 +1,9 @@
 """From a config to the parts of a run: data, method, trainer."""
 
+import itertools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,17 @@ from torch import nn
 from ssl_zoo.augment.fused_engine import FusedEngine
 from ssl_zoo.augment.kornia_engine import KorniaEngine
 from ssl_zoo.augment.spec import View, resolve_all
-from ssl_zoo.callbacks.checkpoint import WholeFiles
+from ssl_zoo.callbacks.checkpoint import WholeFiles, onward
 from ssl_zoo.callbacks.launcher import prepare
 from ssl_zoo.callbacks.loggers import build_loggers
 from ssl_zoo.checks import check_located
 from ssl_zoo.config import plain
+from ssl_zoo.data.captions import captioned
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.tokens import Tokens
 from ssl_zoo.errors import UserError
 from ssl_zoo.foreign import none_of_others
+from ssl_zoo.judging import dataset_name
 from ssl_zoo.methods.base import Method
 from ssl_zoo.methods.two_towers import TwoTowers
 from ssl_zoo.nn.backbones import try_size
@@ -118,16 +122,27 @@ def build_method(config: DictConfig, data: Data) -> Method:
     )
 
 
+def build_captions(config: DictConfig, data: Data) -> Data:
+    """For a method with words, the training images that have captions, which are cleaned."""
+    if "text" not in config.method:
+        return data
+    train, counts = captioned(data.train, config.data.prompts, dataset_name(config))
+    say(f"captions      {counts.line()}")
+    return replace(data, train=train)
+
+
 def build_tokens(method: Method, images: Images) -> Tokens | None:
-    """The captions of images for a method with words."""
+    """The captions of images for a method with words; those that images share are there once."""
     if not isinstance(method, TwoTowers):
         return None
-    if images.captions is None:
-        raise UserError("The data set has no captions.")
-    counts = torch.tensor([0, *map(len, images.captions)])
-    ids, cut = tokenize((c for of_one in images.captions for c in of_one), method.text.context)
-    say(f"captions      {len(ids):,} of {len(images):,} images" + (f", {cut:,} cut at {method.text.context} tokens" if cut else ""))
-    return Tokens(ids, counts.cumsum(0))
+    assert images.captions is not None
+    unique = {id(own): own for own in images.captions}
+    ids, cut = tokenize((caption for own in unique.values() for caption in own), method.text.context)
+    if cut:
+        say(f"captions      {cut:,} of {len(ids):,} are cut at {method.text.context} tokens (method.text.context)")
+    starts = dict(zip(unique, itertools.accumulate(map(len, unique.values()), initial=0), strict=False))
+    places = [(starts[id(own)], len(own)) for own in images.captions]
+    return Tokens(ids, *torch.tensor(places).unbind(1))
 
 
 def build_trainer(config: DictConfig, run: Path, callbacks: list[L.Callback]) -> L.Trainer:
@@ -151,5 +166,5 @@ def build_trainer(config: DictConfig, run: Path, callbacks: list[L.Callback]) ->
             )
     except Exception as e:  # Lightning refuses impossible devices, strategies and precisions with exceptions of many kinds
         raise UserError(f"This trainer cannot be had here: {' '.join(str(e).split())}") from e
-    prepare(trainer, timeout_s, f"Continue with: ssl-zoo resume run={run}")
+    prepare(trainer, timeout_s, partial(onward, run))
     return trainer

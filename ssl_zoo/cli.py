@@ -119,7 +119,7 @@ def run(argv: list[str]) -> int:
         from ssl_zoo.multirun import multirun
 
         return multirun(words, options)
-    if any(w.startswith(("sweep=", "sweep.")) for w in words):
+    if any(w.lstrip("+~").startswith(("sweep=", "sweep.")) for w in words):
         raise UserError("sweep=... says where the jobs of -m run: add -m.")
     from ssl_zoo.commands import HANDLERS
 

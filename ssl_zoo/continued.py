@@ -66,7 +66,7 @@ def _decoded_as(config: DictConfig, saved: DictConfig | None) -> DictConfig:
 def _other(run: Path, saved: DictConfig | None, config: DictConfig) -> UserError:
     """What differs between a run and the config that asks for it."""
     differing = changes(plain(saved), plain(_decoded_as(config, saved))) if saved is not None else {}
-    what = "; ".join(f"{k}: {a} -> {b}" for k, (a, b) in list(differing.items())[:3]) or "trust"
+    what = "; ".join(f"{k}: {a} -> {b}" for k, (a, b) in list(differing.items())[:3])
     return UserError(f"run={run} was trained with another config ({what}), so resume=auto does not touch it: choose another folder.")
 
 

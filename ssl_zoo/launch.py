@@ -49,6 +49,8 @@ def prepare(config: DictConfig, fixed: Iterable[str]) -> None:
     found = launcher()
     if found is None:
         return
+    if _by_srun() and found[1] * found[2] > 1 and not os.environ.keys() & {"SLURM_STEP_ID", "SLURM_STEPID"}:
+        raise UserError(f"SLURM was asked for {os.environ['SLURM_NTASKS']} tasks, but this is one process: start it with srun ssl-zoo ...")
     who, local, nodes = found
     for key, count in (("devices", local), ("num_nodes", nodes)):
         now = config.trainer[key]

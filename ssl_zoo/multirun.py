@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from omegaconf import DictConfig
+
 from ssl_zoo.commands import command_line, config_dirs, show
-from ssl_zoo.config import compose, expand, run_name
+from ssl_zoo.config import compose, expand, parse, run_name
 from ssl_zoo.continued import has_checkpoint
 from ssl_zoo.errors import Ended, UserError
 from ssl_zoo.launch import refuse_many
@@ -24,8 +26,9 @@ def multirun(words: list[str], options: dict[str, str]) -> int:
     """
     dirs = config_dirs(options)
     refuse_many("-m")
-    sweep = [w for w in words if w.startswith(("sweep=", "sweep."))]
+    sweep = [w for w in words if w.lstrip("+~").startswith(("sweep=", "sweep."))]
     jobs = expand([w for w in words if w not in sweep], dirs)
+    settings = sweep_settings(sweep, dirs)
     stamp = job_id() or time.strftime("%Y%m%d-%H%M%S")
     commands, folders, configs, extra = [], [], [], ["--config-dir", dirs[0]] if dirs else []
     for number, job in enumerate(jobs):  # every job's config is checked before the first one starts
@@ -42,12 +45,10 @@ def multirun(words: list[str], options: dict[str, str]) -> int:
         commands.append([*extra, *job])
     if not commands:
         return 0
-    if sweep:
+    if settings is not None and settings.name == "slurm":
         from ssl_zoo.submit import submit
 
-        settings = compose("sweep", sweep, dirs).sweep
-        if settings.name == "slurm":
-            return submit(commands, configs, [command_line(job, options) for job in jobs], settings)
+        return submit(commands, configs, [command_line(job, options) for job in jobs], settings)
     codes = []
     for number, (job, command, folder) in enumerate(zip(jobs, commands, folders, strict=True), 1):
         print(f"[{number}/{len(jobs)}] {command_line(job, options)}", flush=True)
@@ -60,6 +61,18 @@ def multirun(words: list[str], options: dict[str, str]) -> int:
         own = [w for w in jobs[number - 1] if not all(w in job for job in jobs)]  # what this job has and others have not
         print(f"  {number:>3}  exit code {codes[number - 1]:<3}  {folders[number - 1]}  {' '.join(own)}")
     return 1 if failed else 0
+
+
+def sweep_settings(words: list[str], dirs: list[str]) -> DictConfig | None:
+    """Where the jobs run; None where nothing is said of it."""
+    if not words:
+        return None
+    words = [w.lstrip("+") for w in words]
+    if several := [w for w, o in zip(words, parse(words), strict=True) if o.is_sweep_override()]:
+        raise UserError(f"{several[0]} gives several values, but all jobs of -m run in one place: give one.")
+    if not any(w.startswith("sweep=") for w in words):
+        raise UserError(f"{words[0]} is said of jobs that run elsewhere: add sweep=slurm.")
+    return compose("sweep", words, dirs).sweep
 
 
 def _run(command: list[str], folder: Path, auto: bool) -> int:

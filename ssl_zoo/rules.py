@@ -82,7 +82,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dataset.labels": (_one_of("auto", True, False), "auto, true or false"),
     "dataset.image_size": (_or(_one_of(None), _number(8, whole=True)), "null or a whole number of at least 8"),
     "dataset.test_share": (_number(0.001, 0.9), "a share from 0.001 to 0.9"),
-    "guard.nonfinite": (_one_of("stop", "skip", "off"), "stop, skip or off"),
+    "guard.nonfinite": (_one_of("stop", "skip", "off", False), "stop, skip or off"),
     "guard.most_skipped": POSITIVE,
     "trainer.devices": (_devices, "a whole number of at least 1, auto, or a list of device indices"),
     "trainer.num_nodes": POSITIVE,

@@ -114,4 +114,15 @@ def _read(file: Path) -> dict[str, Any]:
         if (bad := archive.testzip()) is not None:
             raise ValueError(f"{bad} is damaged")
     found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return {"global_step": found["global_step"], "callbacks": {"Place": found["callbacks"].get("Place", {})}}  # and not what is mapped
+    lacking = [k for k in ("state_dict", "loops", "optimizer_states", "callbacks", "global_step") if k not in found]
+    place = found.get("callbacks", {}).get("Place", {})
+    if lacking or not isinstance(found["global_step"], int) or not all(isinstance(v, int) for v in place.values()):
+        raise ValueError(f"it is no checkpoint of a run: {lacking[0] if lacking else 'its place in the data'} is missing")
+    return {"global_step": found["global_step"], "callbacks": {"Place": place}}  # and not what is mapped
+
+
+def of_another(error: BaseException, file: Path | None) -> UserError | None:
+    """What to say of a checkpoint that does not fit the config beside it; None for other errors."""
+    if file is None or "Error(s) in loading state_dict" not in str(error):
+        return None
+    return UserError(f"{file} is of another config than {file.parent.parent / 'config.yaml'}: restore the one that belongs to it.")

@@ -8,7 +8,7 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ssl_zoo.checks import check_values, unknown
+from ssl_zoo.checks import check_paths_and_views, check_values, unknown
 from ssl_zoo.config import all_keys, check_complete, compose, is_known, parse, plain
 from ssl_zoo.errors import UserError
 from ssl_zoo.files import whole
@@ -16,7 +16,9 @@ from ssl_zoo.foreign_yaml import checked
 from ssl_zoo.origins import refuse_resolvers
 
 RESUMABLE = ("epochs", "trust", "data.resident", "data.workers", "data.worker_kind", "data.cache", "evaluation.", "logger.", "trainer.",
-             "checkpoint.", "guard.", "preemption.", "batch_size", "chunk_size")  # fmt: skip
+             "checkpoint.", "dataset.path", "dataset.cache", "guard.", "preemption.", "batch_size", "chunk_size")  # fmt: skip
+GROUPS = ("data", "trainer", "evaluation", "checkpoint", "guard", "preemption", "optimizer", "augment")
+PLACES = ("dataset.path", "dataset.cache", "data.cache")
 FIXED = ("trainer.max_epochs",)
 LATER = ("checkpoint", "guard", "preemption", "resume", "chunk_size")  # keys that runs of older versions lack
 
@@ -66,6 +68,14 @@ def load_run(run: str | Path, overrides: Iterable[str] = (), trust: Iterable[str
     images = _images_per_step(config)
     for o in parse(list(overrides)):
         key = o.key_or_group
+        if key in ("logger", "logger.name"):  # its fields come with it
+            config.logger = compose("train", [f"logger={o.value()}"]).logger
+            known["logger"] = plain(config.logger)
+            continue
+        if key == "resume":
+            raise UserError("resume=auto belongs to a command that trains: `ssl-zoo resume run=...` needs no more.")
+        if isinstance(known.get(key), dict) and key.startswith(GROUPS):
+            raise UserError(f"resume takes single keys, not the group {key}: write {key}.<key>=..., one for each.")
         if not is_known(known, key):
             raise unknown("key", key, all_keys(known), listed=False)
         if o.is_sweep_override() or o.is_delete():
@@ -74,7 +84,10 @@ def load_run(run: str | Path, overrides: Iterable[str] = (), trust: Iterable[str
             hint = "use epochs=" if key == "trainer.max_epochs" else "start a new run for that"
             raise UserError(f"resume cannot change {key}, on which the training so far depends: {hint}.")
         refuse_resolvers(o.value(), key)
-        OmegaConf.update(config, key, o.value())
+        if key == "dataset.path":
+            check_paths_and_views({"dataset": {"path": o.value()}}, {"dataset": {"path": "???"}})
+        absolute = key in PLACES and o.value() is not None
+        OmegaConf.update(config, key, str(Path(str(o.value())).expanduser().resolve()) if absolute else o.value())
         if key == "epochs":
             config.trainer.max_epochs = o.value()
     check_values(plain(config), known)

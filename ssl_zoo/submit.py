@@ -58,5 +58,5 @@ def parameters(settings: Any, devices: int, nodes: int) -> dict[str, Any]:
     wanted["gpus_per_node"] = devices if settings.gpus_per_node == "auto" else settings.gpus_per_node
     wanted |= {"mem_gb": settings.mem_gb} if settings.mem_gb is not None else {}
     wanted |= {f"slurm_{k}": settings[k] for k in ("partition", "account", "qos", "constraint") if settings[k] is not None}
-    wanted["slurm_additional_parameters"] = {"signal": f"USR1@{settings.signal_s}", "requeue": True, **dict(settings.more)}
+    wanted["slurm_additional_parameters"] = {"signal": f"USR1@{settings.signal_s}", "requeue": True, **dict(settings.more or {})}
     return wanted

@@ -3,14 +3,15 @@
 import logging
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 from omegaconf import DictConfig
 
-from ssl_zoo.build import build_data, build_method, build_tokens, build_trainer
-from ssl_zoo.callbacks.checkpoint import Checkpoints, unwritten
+from ssl_zoo.build import build_captions, build_data, build_method, build_tokens, build_trainer
+from ssl_zoo.callbacks.checkpoint import Checkpoints, onward, unwritten
 from ssl_zoo.callbacks.evaluate import Evaluate, Judge
 from ssl_zoo.callbacks.guard import Guard
 from ssl_zoo.callbacks.health import Health
@@ -26,14 +27,13 @@ from ssl_zoo.continued import changed
 from ssl_zoo.data.feed import worker_error
 from ssl_zoo.data.loader import Loader
 from ssl_zoo.data.ondemand import OnDemand
-from ssl_zoo.distributed import union
 from ssl_zoo.errors import Ended
 from ssl_zoo.evaluation.labelled import labelled_pair
 from ssl_zoo.export import save_backbone
 from ssl_zoo.facts import facts_of
 from ssl_zoo.methods.two_towers import TwoTowers
 from ssl_zoo.reports.summary import write_summary
-from ssl_zoo.run_folder import claim, first_speaks, readable_checkpoint, run_folder, say
+from ssl_zoo.run_folder import claim, first_speaks, of_another, readable_checkpoint, run_folder, say
 from ssl_zoo.saved import save_config
 from ssl_zoo.shortage import explained, training_tries
 from ssl_zoo.slurm import ending
@@ -57,7 +57,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     file, state = readable_checkpoint(resume) if resume else (None, {})
     started = time.perf_counter()
     L.seed_everything(config.seed, verbose=False)
-    data = build_data(config)
+    data = build_captions(config, build_data(config))
     if config.dataset.get("decoded") == "auto":  # a resumed run must not decide anew: the order of an epoch depends on it
         config.dataset.decoded = not isinstance(data.train.pixels, OnDemand)
     method = build_method(config, data)
@@ -80,7 +80,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
 
     last = Checkpoints(run / "checkpoints", evaluate, weights, **plain(config.checkpoint))
     stop = Stop(str(run / "checkpoints" / "last.ckpt"), 10, evaluate, config.preemption.deadline_s, lambda number: ending(run, number))
-    ranks, speed = Watch(config.trainer.timeout_s, stop, f"Continue with: ssl-zoo resume run={run}"), Throughput(started)
+    ranks, speed = Watch(config.trainer.timeout_s, stop, partial(onward, run)), Throughput(started)
     guard = Guard(run, **plain(config.guard))
     trainer = build_trainer(config, run, [guard, ranks, speed, *([probe] if probe else []), watch, stop, evaluate, RunProgress(), last])
     if trainer.is_global_zero and evaluate.unlabelled:
@@ -119,6 +119,11 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     try:
         with explained(f"training with batch_size={config.batch_size} on images of {data.train.image_size} px", tries):
             trainer.fit(method, loader, ckpt_path=file, weights_only=True)
+            if not evaluate.final:  # the run had been trained to its end, but not judged
+                method.to(trainer.strategy.root_device)
+                with stop.listening(trainer, method):
+                    for callback in (stop, evaluate, last):
+                        callback.on_train_end(trainer, method)
     except (Stopped, NonFinite) as e:
         if not trainer.is_global_zero:
             return {}
@@ -126,17 +131,14 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
             raise
         raise Ended(f"{e} {ending(run, e.number)}", exit_code(e.number)) from None
     except (OSError, RuntimeError) as e:
-        if (ended := worker_error(e) or unwritten(e, run) or ranks.lost(e)) is None:
+        if (ended := worker_error(e) or unwritten(e, run) or ranks.lost(e) or of_another(e, file)) is None:
             raise
         raise ended from e
-    if not evaluate.final:  # the run had been trained to its end, but not judged
-        evaluate.on_train_end(trainer, method)
-    skipped = union([*data.train.skipped, *data.test.skipped])
     if not trainer.is_global_zero:
         return {}
 
     if isinstance(method, TwoTowers):
         save_backbone(method, run / "towers.safetensors", about | {"epochs": trainer.fit_loop.epoch_progress.current.processed})
     weights(run / "backbone.safetensors")
-    facts = facts_of(config, name, commands, run, method, data, loader, skipped) | {"skipped_steps": guard.skipped}
+    facts = facts_of(config, name, commands, run, method, data, loader, evaluate.skipped) | {"skipped_steps": guard.skipped}
     return write_summary(run, facts, trainer, evaluate, speed, data_seconds)

@@ -27,7 +27,8 @@ from ssl_zoo.saved import load_run, save_config
 
 
 def checkpoint(step, size=1000):
-    return {"global_step": step, "state_dict": {"w": torch.full((size,), float(step))}, "callbacks": {"Place": {"seen": step}}}
+    whole = {"global_step": step, "state_dict": {"w": torch.full((size,), float(step))}, "callbacks": {"Place": {"seen": step}}}
+    return whole | {"loops": {}, "optimizer_states": []}
 
 
 @pytest.fixture
@@ -192,6 +193,17 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, capsys):
         readable_checkpoint(run)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"callbacks": None}, {"loops": None}, {"global_step": "x"}, {"callbacks": {"Place": {"batch": 3, "accumulate": "x"}}}]
+)
+def test_what_is_no_checkpoint_of_a_run_gives_way_too(run, wrong, capsys):
+    save(run, 1, 2)
+    found = {k: v for k, v in {**checkpoint(3), **wrong}.items() if v is not None}
+    torch.save(found, run / "checkpoints" / "last.ckpt")
+    assert readable_checkpoint(run)[1]["global_step"] == 1
+    assert "it is no checkpoint of a run" in capsys.readouterr().out
+
+
 def test_a_damaged_checkpoint_does_not_push_out_the_good_one(run):
     save(run, 1, 2)
     (run / "checkpoints" / "last.ckpt").write_bytes(b"damaged")
@@ -288,7 +300,25 @@ def test_what_a_resume_changes_is_listed_or_refused(tmp_path):
             load_run(run, words)
     with pytest.raises(UserError, match=r"resume cannot change method.temperature"):
         load_run(run, ["method.temperature=1.0"])
+    for word, said in (
+        ("trainer=cpu", "takes single keys, not the group trainer"),
+        ("resume=auto", "belongs to a command that trains"),
+        ("logger=tensorbord", "did you mean 'tensorboard'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_run(run, [word])
+    assert load_run(run, ["logger=wandb", "logger.project=p"]).logger == {"name": "wandb", "project": "p", "offline": "auto"}
+    assert load_run(run, ["logger.name=wandb"]).logger.offline == "auto"
+    photos = begun(tmp_path, "dataset=folder", f"dataset.path={tmp_path}", steps=3)
+    assert load_run(photos, [f"dataset.path={run}/../{run.name}"]).dataset.path == str(run.resolve())
+    with pytest.raises(UserError, match=r"dataset.path=/nowhere does not exist"):
+        load_run(photos, ["dataset.path=/nowhere"])
     assert load_run(run, ["trainer.devices=auto"]).trainer.devices == "auto"  # how many there are, the run will tell
+
+
+def test_where_images_are_cached_decides_nothing(tmp_path):
+    hashes = {config_hash(plain(compose("train", words))) for words in ([], [f"data.cache={tmp_path}"])}
+    assert len(hashes) == 1
 
 
 def test_a_run_of_before_these_keys_is_still_resumed(tmp_path):
@@ -310,6 +340,8 @@ def test_another_number_of_devices_keeps_the_images_per_step():
     place.check({"callbacks": {"Place": was}})
     with pytest.raises(UserError, match="trained with 64 images per step, and here it would be 32: set batch_size=32"):
         place.check({"callbacks": {"Place": {**was, "batch": 64}}})
+    with pytest.raises(UserError, match="trained on 99 images, and here are 100"):
+        place.check({"callbacks": {"Place": {**was, "of": 99}}})
     loader.total = 50  # 32 images in one step, or 48 in two
     with pytest.raises(UserError, match="An epoch of this run has 32 images"):
         place.check({"callbacks": {"Place": was}})

@@ -17,7 +17,7 @@ from ssl_zoo.callbacks.guard import Guard
 from ssl_zoo.callbacks.nonfinite import NonFinite
 from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.cli import main
-from ssl_zoo.config import compose
+from ssl_zoo.config import compose, plain
 from ssl_zoo.data.loader import Loader
 from tests.test_step import METHODS, SMALL
 
@@ -207,6 +207,13 @@ def test_a_step_that_is_left_out_changes_nothing(tmp_path, method, place, caplog
     assert "left out a step: the loss became nan at step 4" in caplog.text
     assert told(tmp_path)["ranks"][0]["batch"] == 3
     assert guard.state_dict() == {"skipped": 1}
+
+
+def test_off_is_false_in_yaml(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nguard: {nonfinite: off}\n")
+    config = compose("train", ["experiment=mine"], [str(tmp_path)])
+    assert Guard(tmp_path, **plain(config.guard)).mode == "off"
 
 
 def test_too_many_steps_in_a_row_end_the_run(tmp_path):

@@ -18,6 +18,7 @@ from ssl_zoo.fingerprint import config_hash
 from ssl_zoo.launch import begun, prepare, rank, refuse_many
 from ssl_zoo.multirun import multirun, wait
 from ssl_zoo.saved import save_config
+from ssl_zoo.submit import parameters
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 SRUN = {
@@ -27,6 +28,7 @@ SRUN = {
     "SLURM_NTASKS_PER_NODE": "4",
     "SLURM_NNODES": "2",
     "SLURM_PROCID": "5",
+    "SLURM_STEP_ID": "0",
 }
 
 
@@ -52,6 +54,14 @@ def test_devices_are_those_of_who_started_the_processes(env, start, devices, nod
     for verb in (["-m", "seed=0,1"], ["benchmark", "suite=shapes"]):
         with pytest.raises(UserError, match=f"start it once, with trainer.devices={devices}"):
             run(verb)
+
+
+def test_a_job_of_many_tasks_needs_srun(env):
+    env({k: v for k, v in SRUN.items() if k != "SLURM_STEP_ID"})
+    with pytest.raises(UserError, match="asked for 8 tasks, but this is one process: start it with srun"):
+        prepare(compose("train", []), [])
+    env({"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1", "SLURM_PROCID": "0"})
+    prepare(compose("train", []), [])
 
 
 def test_an_interactive_shell_of_slurm_starts_its_own_processes(env):
@@ -173,6 +183,22 @@ def test_a_slip_in_a_sweep_is_told(word):
         run(["-m", *words, "seed=0,1"])
     with pytest.raises(UserError, match="add -m"):
         run(words)
+
+
+def test_a_sweep_has_one_place(capsys):
+    for words, said in (
+        (["sweep=slurm", "sweep.signal_s=60,90"], "all jobs of -m run in one place"),
+        (["sweep=slurm,local"], "all jobs of -m run in one place"),
+        (["sweep.partition=gpu"], "add sweep=slurm"),
+        (["++sweep.partition=gpu"], "add sweep=slurm"),
+        (["sweep=nonsense", "--cfg", "job"], "nonsense"),
+    ):
+        with pytest.raises(UserError, match=said):
+            run(["-m", "seed=0,1", *words])
+    with pytest.raises(UserError, match="add -m"):
+        run(["++sweep.partition=gpu"])
+    settings = compose("sweep", ["sweep=slurm", "sweep.more=null"]).sweep
+    assert parameters(settings, 1, 1)["slurm_additional_parameters"]["requeue"]
 
 
 # ---------------------------------------------------------------------------------------------- jobs one after the other

@@ -18,8 +18,8 @@ from ssl_zoo.methods.clip import clip_loss
 from ssl_zoo.methods.dino import DINO, dino_loss
 from ssl_zoo.methods.moco import MoCo, info_nce
 from ssl_zoo.methods.moco_v3 import MoCoV3, contrastive
-from ssl_zoo.methods.simclr import SimCLR, nt_xent
 from ssl_zoo.methods.siglip import siglip_loss
+from ssl_zoo.methods.simclr import SimCLR, nt_xent
 from ssl_zoo.methods.simsiam import SimSiam, simsiam_loss
 from ssl_zoo.methods.vicreg import VICReg, vicreg_loss
 from ssl_zoo.nn.numerics import unit
@@ -170,7 +170,21 @@ def test_scale_and_bias_have_golden_gradients(name):
 
 
 def test_every_golden_loss_is_tested():
-    families = ("clip", "siglip", "nt_xent", "moco", "byol", "simsiam", "dino_2g", "dino_second", "dino_large", "dino_center", "barlow", "vicreg", "sinkhorn")
+    families = (
+        "clip",
+        "siglip",
+        "nt_xent",
+        "moco",
+        "byol",
+        "simsiam",
+        "dino_2g",
+        "dino_second",
+        "dino_large",
+        "dino_center",
+        "barlow",
+        "vicreg",
+        "sinkhorn",
+    )
     tested = {*LOSSES, *(v for variants in VARIANTS.values() for v in variants)}
     assert {name for name in CASES if name.startswith(families)} <= tested
 

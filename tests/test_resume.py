@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from functools import partial
 from pathlib import Path
 
@@ -263,6 +264,57 @@ def test_another_number_of_devices_sees_the_same_images(tmp_path):
     assert {**before} == {s: undisturbed[s] for s in range(1, 8)}
     assert state(tmp_path / "cut")["global_step"] == 12
     assert state(tmp_path / "cut")["callbacks"]["Place"]["seen"] == state(tmp_path / "whole")["callbacks"]["Place"]["seen"] == 96
+
+
+def _signal_while_judging(epoch):
+    """SIGTERM to this process as an epoch begins to be judged, for longer than it may take."""
+    evaluate = Evaluate.evaluate
+
+    def slow(self, module, bank, number):
+        if number == epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        return evaluate(self, module, bank, number)
+
+    Evaluate.evaluate = slow
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_the_best_epoch_may_be_judged_by_the_process_that_goes_on(tmp_path, epoch):
+    """The first of three epochs, and the last, which a resumed run has nothing to train after."""
+    words = [*WORDS, "method=simclr", *METHODS["simclr"], "epochs=3", "checkpoint.best=health/uniformity", "preemption.deadline_s=0"]
+    assert go(tmp_path, *words, "run=whole")[0] == 0
+    code, told = go(tmp_path, *words, "run=cut", before=partial(_signal_while_judging, epoch))
+    assert code == 143, told
+    code, told = go(tmp_path, "resume", "run=cut")
+    assert code == 0, told
+    whole, cut = (json.loads((tmp_path / name / "checkpoints" / "best.json").read_text()) for name in ("whole", "cut"))
+    assert whole == cut
+    first, second = (state(tmp_path / name, "best.ckpt")["state_dict"] for name in ("whole", "cut"))
+    assert all(torch.equal(v, second[k]) for k, v in first.items())
+
+
+@pytest.mark.slow
+def test_a_signal_after_training_is_answered(tmp_path):
+    """By the process that goes on as well, which has only to judge."""
+    words = [*WORDS, "method=simclr", *METHODS["simclr"], "preemption.deadline_s=0"]
+    for command in ([*words, "run=cut"], ["resume", "run=cut"]):
+        code, told = go(tmp_path, *command, before=partial(_signal_while_judging, 2))
+        assert code == 143, told
+        assert "when all was trained, before it was judged; nothing is lost (SIGTERM)" in told
+    assert go(tmp_path, "resume", "run=cut")[0] == 0
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_method_is_told(tmp_path):
+    for method in ("simclr", "byol"):
+        assert go(tmp_path, *WORDS, f"method={method}", *METHODS[method], f"run={method}", "epochs=1")[0] == 0
+    shutil.copy(tmp_path / "byol/checkpoints/last.ckpt", tmp_path / "simclr/checkpoints/last.ckpt")
+    code, told = go(tmp_path, "resume", "run=simclr", "epochs=2")
+    assert code == 2
+    assert "Traceback" not in told
+    assert "last.ckpt is of another config than simclr/config.yaml" in told
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ssl_zoo.build import build_tokens
 from ssl_zoo.cli import main
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.loader import Loader
@@ -36,8 +37,9 @@ def batch(count=7):
 
 # ------------------------------------------------------------------------------------ captions of an epoch
 def some_tokens(counts):
-    first = torch.tensor([0, *counts]).cumsum(0)
-    return Tokens(torch.arange(int(first[-1]), dtype=torch.int32)[:, None].expand(-1, 3).contiguous(), first)
+    count = torch.tensor(counts)
+    start = count.cumsum(0) - count
+    return Tokens(torch.arange(int(count.sum()), dtype=torch.int32)[:, None].expand(-1, 3).contiguous(), start, count)
 
 
 @settings(max_examples=50, deadline=None)
@@ -45,7 +47,7 @@ def some_tokens(counts):
 def test_an_image_shows_one_of_its_captions(counts, seed, epoch):
     tokens = some_tokens(counts)
     rows = tokens.drawn(seed, epoch)
-    assert ((rows >= tokens.first[:-1]) & (rows < tokens.first[1:])).all()
+    assert ((rows >= tokens.start) & (rows < tokens.start + tokens.count)).all()
     assert torch.equal(rows, tokens.drawn(seed, epoch))
 
 
@@ -80,6 +82,14 @@ def test_the_loader_brings_captions_that_do_not_depend_on_ranks_or_on_when_it_be
     rest = {int(i): int(t) for b in again for i, t in zip(b["index"], b["tokens"][:, 0], strict=True)}
     assert len(rest) in (8, 12)
     assert rest.items() <= whole.items()
+
+
+def test_captions_that_images_share_are_tokenised_once():
+    shared, own = ["a cat", "one cat"], ["a dog"]
+    images = Images(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), None, None, 4, [shared, own, shared])
+    tokens = build_tokens(CLIP(Net(), 8, TEXT), images)
+    assert (len(tokens.ids), tokens.start.tolist(), tokens.count.tolist()) == (3, [0, 2, 0], [2, 1, 2])
+    assert torch.equal(tokens.ids, tokenize([*shared, *own], 8)[0])
 
 
 def test_sentences_are_closed_and_counted_where_they_are_cut():

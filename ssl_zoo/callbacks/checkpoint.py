@@ -23,16 +23,20 @@ from ssl_zoo.metrics import BETTER
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
+def onward(run: Path) -> str:
+    """How a run that has ended before its time goes on."""
+    saved = any((run / "checkpoints" / f).is_file() for f in (LAST, PREVIOUS))
+    return f"Continue with: ssl-zoo resume run={run}" if saved else "Nothing was saved yet: start the run again."
+
+
 def unwritten(error: BaseException, run: Path, writing: bool = False) -> UserError | None:
     """What to say when a file of a run cannot be written; None where the disk is not to blame. writing: any OSError is of the disk."""
     refused = disk_error(error)
     if "PytorchStreamWriter" not in str(error) and (refused is None or not (writing or refused.errno in REFUSED)):
         return None
     reason, name = (refused.strerror, refused.filename) if refused else ("the write failed", None)
-    saved = any((run / "checkpoints" / f).is_file() for f in (LAST, PREVIOUS))
-    then = f"continue from the last checkpoint with: ssl-zoo resume run={run}" if saved else "start the run again"
     place = str(name or run).removesuffix(".part")
-    return UserError(f"{place} cannot be written ({reason}): free space there or make it writable, then {then}")
+    return UserError(f"{place} cannot be written ({reason}): free space there or make it writable. {onward(run)}")
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -108,6 +112,8 @@ class Checkpoints(Checkpoint):
         for logger in trainer.loggers:
             if isinstance(logger, CSVLog):
                 logger.start = self._step
+        if trainer.is_global_zero and self.evaluate.caught_up and self._is_best({}, self.evaluate.caught_up):
+            self._keep_best(Path(str(trainer.ckpt_path)), self._step)  # saved before it was judged
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *args: Any) -> None:
         stepped, self._step = trainer.global_step != self._step, trainer.global_step  # gradients that accumulate are in no checkpoint

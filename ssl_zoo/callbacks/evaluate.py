@@ -17,7 +17,7 @@ from ssl_zoo.callbacks.probe import OnlineProbe
 from ssl_zoo.collapse.health import measure, verdict
 from ssl_zoo.data.images import Images, spread
 from ssl_zoo.data.ondemand import OnDemand
-from ssl_zoo.distributed import broadcast_buffers, fold_seed
+from ssl_zoo.distributed import broadcast_buffers, fold_seed, union
 from ssl_zoo.evaluation.features import eval_mode, extract, raw_pixels
 from ssl_zoo.evaluation.knn import accuracy
 from ssl_zoo.evaluation.labelled import knn_top1, labelled_pair, linear
@@ -68,6 +68,8 @@ class Evaluate(Callback):
         self.verdict = ""
         self.seconds = 0.0
         self.pending = 0  # an epoch that was saved before it was judged
+        self.caught_up = 0  # that epoch, once it is judged by the process that goes on
+        self.skipped: list[str] = []  # files that could not be read, on all ranks
 
     def state_dict(self) -> dict[str, Any]:
         whole = {"baselines": self.baselines, "untrained": self.untrained, "history": self.history, "seconds": self.seconds}
@@ -83,6 +85,7 @@ class Evaluate(Callback):
         can wait too: training should start soon. A run that ended before its last epoch was judged does that first.
         """
         if self.pending:
+            self.caught_up = self.pending
             metrics = {"epoch": self.pending - 1, **self.evaluate(module, self.judge.bank, self.pending)[0]}
             for logger in trainer.loggers:
                 logger.start = trainer.global_step  # of metrics.csv: its last row is completed
@@ -177,7 +180,8 @@ class Evaluate(Callback):
             self.judge_untrained(backbone, module.device)
         if j.options["baselines"] and self.unlabelled is None:
             self.judge_raw_pixels(module.device)
-        if trainer.is_global_zero:
+        self.skipped = union([*j.train.skipped, *j.test.skipped])
+        if trainer.is_global_zero:  # for as long as it takes: nobody waits for it
             self.save_figures(module, bank, queries)
         self.seconds += time.perf_counter() - start
 

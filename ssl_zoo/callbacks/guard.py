@@ -47,8 +47,8 @@ class Guard(Callback):
     checkpoint is written of a step that is not finite, nor of such weights. Gradients of float16 are left to the GradScaler.
     """
 
-    def __init__(self, run: Path, nonfinite: str = "stop", most_skipped: int = 10) -> None:
-        self.run, self.mode, self.most_skipped = run, nonfinite, most_skipped
+    def __init__(self, run: Path, nonfinite: str | bool = "stop", most_skipped: int = 10) -> None:
+        self.run, self.mode, self.most_skipped = run, nonfinite or "off", most_skipped  # YAML reads off as false
         self.skipped, self._in_a_row = 0, 0
         self._seen: list[Seen] = []
         self._names: list[tuple[str, Tensor]] = []

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import lightning.pytorch as L
@@ -21,7 +22,7 @@ class Launcher(_SubprocessScriptLauncher):
     too, without a word; here a sentence names it, and the command ends with exit code 1. None of them outlives the command.
     """
 
-    advice = ""
+    advice: Callable[[], str] = staticmethod(str)
     children: list[subprocess.Popen] = []  # noqa: RUF012 - of a process that starts none
 
     def _call_children_scripts(self) -> None:
@@ -38,7 +39,7 @@ class Launcher(_SubprocessScriptLauncher):
                     time.sleep(1.0)  # it may have ended because this process is about to
                     rank = self.cluster_environment.node_rank() * self.num_processes + number
                     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                    print(f"\nssl-zoo: Rank {rank} {how}, so all ranks end. {self.advice}", file=sys.stderr, flush=True)
+                    print(f"\nssl-zoo: Rank {rank} {how}, so all ranks end. {self.advice()}", file=sys.stderr, flush=True)
                     self.end()
                     sys.stdout.flush()
                     os._exit(1)
@@ -57,7 +58,7 @@ class Launcher(_SubprocessScriptLauncher):
             self.end()
 
 
-def prepare(trainer: L.Trainer, timeout_s: float, advice: str) -> None:
+def prepare(trainer: L.Trainer, timeout_s: float, advice: Callable[[], str]) -> None:
     """Settings of Lightning's that no argument of its Trainer takes where it chooses the strategy itself."""
     strategy, environment = trainer.strategy, getattr(trainer.strategy, "cluster_environment", None)
     if isinstance(strategy, DDPStrategy):

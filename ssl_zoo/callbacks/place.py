@@ -20,7 +20,7 @@ class Place(Callback):
         self.loader, self.accumulate = loader, accumulate
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.loader.state_dict(), "batch": self.loader.global_batch, "accumulate": self.accumulate}
+        return {**self.loader.state_dict(), "batch": self.loader.global_batch, "accumulate": self.accumulate, "of": self.loader.total}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loader.load_state_dict(state)
@@ -35,6 +35,8 @@ class Place(Callback):
             fits, rest = divmod(before, self.loader.world_size * self.accumulate)
             hint = f"set batch_size={fits}" if fits > 1 and not rest else "choose devices, batch_size and accumulation to give the same"
             raise UserError(f"The run was trained with {before} images per step, and here it would be {now}: {hint}.")
+        if was.get("of", self.loader.total) != self.loader.total:
+            raise UserError(f"The run was trained on {was['of']} images, and here are {self.loader.total}: give it those that it had.")
         epochs = [self.loader.total // batch * batch for batch in (was["batch"], self.loader.global_batch)]
         if epochs[0] != epochs[1]:
             raise UserError(

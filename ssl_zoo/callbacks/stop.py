@@ -5,7 +5,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -149,6 +150,15 @@ class Stop(Callback):
         if heard:
             self.number = SIGNALS[int(heard) - 1]
         return bool(heard)
+
+    @contextmanager
+    def listening(self, trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
+        """For what follows training: signals are heard as during it."""
+        self.on_train_start(trainer, module)
+        try:
+            yield
+        finally:
+            self._restore()
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         self._restore()

@@ -5,6 +5,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -25,10 +26,10 @@ class Watch(Callback):
     """A thread of each rank tells the others every second that it lives, how far it is, and whether it was asked to stop.
 
     A rank that is silent for `timeout_s` seconds, or behind the others that long, is named by the first of the others, and all end with
-    exit code 1: the collective in which they wait would not. advice: what to do then.
+    exit code 1: the collective in which they wait would not. advice: says what to do then.
     """
 
-    def __init__(self, timeout_s: float, stop: Stop, advice: str) -> None:
+    def __init__(self, timeout_s: float, stop: Stop, advice: Callable[[], str]) -> None:
         self.timeout_s, self.stop, self.advice = timeout_s, stop, advice
         self.state, self.progress = RUNS, 0
         self._thread: threading.Thread | None = None
@@ -66,10 +67,10 @@ class Watch(Callback):
     def lost(self, error: BaseException) -> Ended | None:
         """What to say of an error of a collective where nobody is missing; None for other errors."""
         if isinstance(error, dist.DistError) and self._thread is None:  # nobody has been heard yet
-            return Ended(f"The ranks did not all start ({' '.join(str(error).split())[:200]}). {self.advice}", 1)
+            return Ended(f"The ranks did not all start ({' '.join(str(error).split())[:200]}). {self.advice()}", 1)
         if self._thread is None or not of_collectives(error):
             return None
-        return Ended(f"The ranks have lost each other ({' '.join(str(error).split())[:200]}). {self.advice}", 1)
+        return Ended(f"The ranks have lost each other ({' '.join(str(error).split())[:200]}). {self.advice()}", 1)
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         self.state = ENDS
@@ -121,7 +122,7 @@ class Watch(Callback):
         first = min(r for r in range(self._trainer.world_size) if r not in missing)
         if what and first == self._trainer.global_rank:
             limit = f"trainer.timeout_s={self.timeout_s:g}"
-            print(f"\nssl-zoo: {what} for too long ({limit}), so all ranks end. {self.advice}", file=sys.stderr, flush=True)
+            print(f"\nssl-zoo: {what} for too long ({limit}), so all ranks end. {self.advice()}", file=sys.stderr, flush=True)
         if isinstance(self._trainer.strategy.launcher, Launcher):
             self._trainer.strategy.launcher.end()
         sys.stdout.flush()

@@ -67,7 +67,8 @@ class Loader:
         self.pixels = images.pixels.to(self.device, copy=True) if self.resident else images.pixels  # type: ignore[union-attr]
         self.blocks = images.pixels.blocks if isinstance(images.pixels, OnDemand) else None
         self.labels = None if images.labels is None else images.labels.to(self.device)
-        self.tokens = None if tokens is None else tokens.to(self.device)
+        self.tokens = tokens
+        self._ids = None if tokens is None else tokens.ids.to(self.device)
         self.workers, self.worker_kind = plan(self.pixels, workers, worker_kind, local)
         self.epoch, self.seen, self._resume = 0, 0, False
         self.waited = 0.0
@@ -88,7 +89,7 @@ class Loader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         seen, self._resume = self.seen if self._resume else 0, False
         count = (self.total - seen) // self.global_batch
-        self._captions = None if self.tokens is None else self.tokens.drawn(self.seed, self.epoch)
+        self._captions = None if self.tokens is None else self.tokens.drawn(self.seed, self.epoch).to(self.device)
         batches = self._batches(self._order()[seen + self.rank :: self.world_size], count)
         for left in reversed(range(count)):
             start = time.perf_counter()
@@ -141,8 +142,8 @@ class Loader:
 
     def _known(self, index: Tensor) -> dict[str, Tensor]:
         known = {"index": index} if self.labels is None else {"index": index, "label": self.labels[index]}
-        if self.tokens is not None and self._captions is not None:
-            known["tokens"] = self.tokens.ids[self._captions[index]]
+        if self._ids is not None and self._captions is not None:
+            known["tokens"] = self._ids[self._captions[index]]
         return known
 
     def about(self) -> str:
