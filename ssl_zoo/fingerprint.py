@@ -16,16 +16,11 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """A hash of everything that decides the result: the config without where it is written, when it stops or waits, who loads the data and
     how features are pictured. How data is decoded is part of the data sets that it decides the order of.
     """
-<<<<<<< HEAD
     decisive = {k: v for k, v in config.items() if k not in ASIDE and not _as_ever(k, v)}
     decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in LOADING and not _as_ever(f"data.{k}", v)}
     decisive["dataset"] = {k: v for k, v in decisive["dataset"].items() if not _as_ever(f"dataset.{k}", v)}
-=======
-    decisive = {k: v for k, v in config.items() if k not in ASIDE and (k not in LATER or v != LATER[k])}
-    decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in LOADING}
     for group in ("data", "dataset"):  # where images are cached
         decisive[group] = {k: None if k == "cache" else v for k, v in decisive[group].items()}
->>>>>>> main
     decisive["trainer"] = {k: v for k, v in decisive["trainer"].items() if k != "timeout_s"}
     decisive["evaluation"] = {k: v for k, v in decisive["evaluation"].items() if k != "map"}
     return _hash(decisive)

@@ -75,7 +75,7 @@ def test_the_loader_brings_captions_that_do_not_depend_on_ranks_or_on_when_it_be
     assert {**epoch(1, rank=0, world_size=2)[1], **epoch(1, rank=1, world_size=2)[1]} == whole
     loader = Loader(images, 4, 1, tokens=tokens)
     loader.set_epoch(1)
-    for b, _ in zip(loader, range(3), strict=False):
+    for _ in zip(loader, range(3), strict=False):
         state = loader.state_dict()
     again = Loader(images, 4, 1, tokens=tokens)
     again.load_state_dict(state)
