@@ -6,10 +6,10 @@ Gloo processes of this machine; `batch` pairs on each rank, so the global batch 
 memory that any rank held while it took the loss and its gradient, above that of two pairs.
 """
 
-import os
 import resource
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,8 +39,7 @@ def measure(rank: int, world: int, name: str, batch: int, dim: int, folder: str)
     take(name, 2, dim)
     before = peak()
     take(name, batch, dim)
-    with open(os.path.join(folder, str(rank)), "w") as f:
-        f.write(str(peak() - before))
+    Path(folder, str(rank)).write_text(str(peak() - before))
     dist.destroy_process_group()
 
 
@@ -51,7 +50,7 @@ def main() -> None:
         for name in ("clip", "siglip"):
             with tempfile.TemporaryDirectory() as folder:
                 mp.start_processes(measure, (world, name, options.batch, options.dim, folder), world, start_method="spawn")
-                most = max(float(open(os.path.join(folder, str(r))).read()) for r in range(world))
+                most = max(float(Path(folder, str(r)).read_text()) for r in range(world))
             found.append({"loss": name, "ranks": world, "global_batch": world * options.batch, "mb": round(most, 1)})
             print(found[-1], flush=True)
     bars = {f"{p['loss']}, {p['ranks']} ranks": p["mb"] for p in found}
