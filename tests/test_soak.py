@@ -16,7 +16,7 @@ ENDS = (0, 1, 143, -signal.SIGKILL, -signal.SIGTERM)  # done; the other rank was
 @pytest.mark.slow
 def test_random_kills_change_nothing(tmp_path):
     draw = random.Random(0)
-    words = [*WORDS, "method=moco", *METHODS["moco"], "batch_size=8", f"epochs={4 + int(12 * MINUTES)}", "checkpoint.every_n_steps=2",
+    words = [*WORDS, "method=moco", *METHODS["moco"], "batch_size=8", f"epochs={4 + int(4 * MINUTES)}", "checkpoint.every_n_steps=2",
              "trainer.timeout_s=10"]  # fmt: skip
     codes, told = go_on_two_ranks(tmp_path, *words, "run=whole", limit=300 + 60 * MINUTES)
     assert codes == [0, 0], told
@@ -31,7 +31,7 @@ def test_random_kills_change_nothing(tmp_path):
                     os.kill(rank.pid, number)
                     kills += 1
         for rank in ranks:
-            rank.join(240)
+            rank.join(240 + 60 * MINUTES)
         codes = [rank.exitcode for rank in ranks]
         told = "\n".join((tmp_path / f"{name}{r}").read_text() for r in (0, 1) for name in ("out", "err"))
         assert set(codes) <= set(ENDS), (codes, told)
