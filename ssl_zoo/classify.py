@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ssl_zoo.config import compose, plain
+from ssl_zoo.config import compose, parse, plain
 from ssl_zoo.errors import UserError, one_line
 from ssl_zoo.judging import knows_words
 from ssl_zoo.prompts import PLACE, templates
@@ -16,29 +16,34 @@ USAGE = 'ssl-zoo classify image=photo.jpg labels="cat,dog" run=runs/<name>/<time
 
 
 def classify_config(words: list[str], config_dirs: list[str]) -> DictConfig:
-    """conf/classify.yaml under the words of the command, with `image`, `labels` and `templates` as lists. The words of a person are no
+    """conf/classify.yaml under the words of the command, with `image`, `labels` and `templates` as lists. What a person writes is no
     grammar: image=a.jpg,b.jpg and labels=cat,dog need no quotes and may hold any character; a list in brackets is Hydra's.
     """
-    free = {key: _free(words, key) for key in ("image", "labels")}
-    config = compose("classify", [w for w in words if not any(w == f"{k}={v}" for k, v in free.items())], config_dirs)
-    given = {key: plain(config)[key] if text is None else text for key, text in free.items()}
-    for key, value in given.items():
-        if value is None or value == [] or (isinstance(value, str) and not value.replace(",", "").strip()):
+    free = {key: _given(words, key) for key in ("image", "labels", "templates")}
+    config = compose("classify", [w for w in words if w.partition("=")[0] not in free], config_dirs)
+    for key in ("image", "labels"):
+        if not free[key] or (isinstance(free[key], str) and not free[key].replace(",", "").strip()):  # type: ignore[union-attr]
             raise UserError(f"classify needs {key}: {USAGE}.")
-    found = {"image": _split(given["image"]), "labels": word_list(_labels(given["labels"]), "labels")}
-    if config.templates is not None:
-        found["templates"] = templates(plain(config)["templates"], "templates")
+    found = {"image": _split(free["image"] or []), "labels": word_list(_labels(free["labels"] or []), "labels")}
+    if free["templates"] is not None and free["templates"] != "null":
+        found["templates"] = templates(free["templates"], "templates")
     for key, values in found.items():  # ${ would be read as the name of another key
         config[key] = OmegaConf.create([v.replace("${", "\\${") for v in values])
     return config
 
 
-def _free(words: list[str], key: str) -> str | None:
-    """What follows key= in the last word that says so; None for no such word and for a list in brackets."""
-    given = [w.partition("=")[2] for w in words if w.startswith(f"{key}=")]
+def _given(words: list[str], key: str) -> str | list[str] | None:
+    """What follows key=, as it stands, or a list in brackets; None where no word says so."""
+    given = [w for w in words if w.startswith(f"{key}=")]
     if len(given) > 1:
         raise UserError(f"{key}=... is given {len(given)} times: put all into one, separated by commas.")
-    return given[0] if given and not given[0].lstrip().startswith("[") else None
+    text = given[0].partition("=")[2].strip() if given else None
+    if text is None or not text.startswith("["):
+        return text
+    values = parse(given)[0].value()
+    if not isinstance(values, list) or any(isinstance(v, (list, dict)) for v in values):
+        raise UserError(f"{key}={one_line(text)[:160]} is no plain list: write {key}=[one,two], with quotes round special characters.")
+    return [str(v) for v in values]
 
 
 def _split(given: str | list[str]) -> list[str]:

@@ -32,6 +32,8 @@ def lines(r: dict[str, Any]) -> list[tuple[str, str]]:
         top5 = f"   top-5 {_number(r['top5'])} %" if "top5" in r else ""
         found.append(("top-1", f"{_number(r['top1'])} %   95 % interval {_interval(r['top1_interval'])}{top5}"))
     found += _zero_shot(r) if "chance_top1" in r else []
+    if r.get("cut"):
+        found.append(("cut", f"{r['cut']:,} sentences are longer than the network reads"))
     for name in ("final", "best"):
         if name in r:
             note = "" if name == "final" else " (chosen on the test images: optimistic)"
