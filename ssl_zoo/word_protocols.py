@@ -6,6 +6,7 @@ import torch
 from omegaconf import DictConfig
 
 from ssl_zoo.build import Data
+from ssl_zoo.data.captions import clean
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.errors import UserError
@@ -83,12 +84,13 @@ def judge_retrieval(e: "Evaluation") -> dict[str, Any]:
 
 
 def distinct(images: Images) -> tuple[list[str], torch.Tensor]:
-    """The wordings of all captions that are not empty, each once, and (image, wording) int64 [2, P] of every caption. Images that cannot be
+    """The wordings of all captions, cleaned as in training, each once, and (image, wording) int64 [2, P] of every caption. Images that cannot be
     read do not count: they show another.
     """
     rows = _readable(images)
     number: dict[str, int] = {}
-    pairs = [(i, number.setdefault(c.strip(), len(number))) for i, row in enumerate(rows) for c in images.captions[row] if c.strip()]  # type: ignore[index]
+    said = [[c for c in map(clean, images.captions[row]) if c] for row in rows]  # type: ignore[index]
+    pairs = [(i, number.setdefault(c, len(number))) for i, own in enumerate(said) for c in own]
     return list(number), torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
 
 
