@@ -16,7 +16,7 @@ from ssl_zoo.augment.spec import resolve_all
 from ssl_zoo.errors import UserError
 from ssl_zoo.metrics import BETTER
 from ssl_zoo.prompts import templates
-from ssl_zoo.rules import RULES
+from ssl_zoo.rules import ATTRIBUTES, RULES
 
 TRUSTED = ("ssl_zoo", "torch", "torchvision", "timm", "kornia.augmentation", "lightning.pytorch")
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
@@ -162,6 +162,10 @@ def check_paths_and_views(config: dict, reference: dict) -> None:
         place = (config.get("method") or {}).get(key)
         if place is not None and config.get("resume") != "auto":  # which may go on with a run that needs them no more
             weights_place(key, place)
+    own = "held_out" in dataset  # which shapes alone have
+    if "labels" in dataset and (dataset["labels"] in ATTRIBUTES) != own:
+        takes = ", ".join(ATTRIBUTES) if own else "auto, true or false"
+        raise UserError(f"dataset.labels={dataset['labels']} does not work: dataset.labels of this data set takes {takes}.")
     if "augment" in config:
         resolve_all(config["augment"], dataset.get("image_size") or 224)
         method, two = config.get("method") or {}, "view2" in config["augment"]

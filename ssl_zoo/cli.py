@@ -12,6 +12,7 @@ from ssl_zoo.files import REFUSED
 VERBS = {
     "pretrain": "train a backbone without labels (the default verb)",
     "eval": "judge a run or other weights: ssl-zoo eval run=runs/... protocol=linear [dataset=...] (ssl-zoo list protocols)",
+    "classify": 'pictures by words: ssl-zoo classify image=photo.jpg labels="cat,dog" run=runs/... (of clip or siglip)',
     "resume": "continue a run: ssl-zoo resume run=runs/... [epochs=200]",
     "preview": "a picture of augmented views: ssl-zoo preview method=simclr dataset=folder dataset.path=...",
     "shard": "pack a data set into a few large files: ssl-zoo shard data=photos out=shards [format=tar|litdata] [size=256]",

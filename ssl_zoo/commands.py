@@ -135,6 +135,19 @@ def do_export(words: list[str], options: dict[str, str]) -> int:
     return 0
 
 
+def do_classify(words: list[str], options: dict[str, str]) -> int:
+    from ssl_zoo.classify import check_classify, classify_config
+
+    config = classify_config(words, config_dirs(options))
+    if "cfg" in options:
+        return show(config)
+    trained = check_classify(config)
+    from ssl_zoo.verbs import classify
+
+    classify(config, trained)
+    return 0
+
+
 def do_report(words: list[str], options: dict[str, str]) -> int:
     if any(w.startswith("runs=") for w in words):
         from ssl_zoo.stale import report_words
@@ -235,6 +248,7 @@ HANDLERS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
     "preview": do_preview,
     "shard": do_shard,
     "export": do_export,
+    "classify": do_classify,
     "report": do_report,
     "benchmark": do_benchmark,
     "list": do_list,

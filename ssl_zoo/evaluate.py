@@ -17,7 +17,6 @@ from ssl_zoo.data.decode import cache_dir
 from ssl_zoo.data.images import Images
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.frozen import frozen
-from ssl_zoo.evaluation.labelled import labelled_pair
 from ssl_zoo.evaluation.pictures import figure_data, save_figure_data
 from ssl_zoo.files import whole
 from ssl_zoo.judging import dataset_name, judged_folder
@@ -26,6 +25,8 @@ from ssl_zoo.reports.summary import commit, finite, versions
 from ssl_zoo.saved import load_run
 from ssl_zoo.shortage import explained
 from ssl_zoo.subject import Judged, of_run, of_weights
+from ssl_zoo.word_protocols import by_words, lacking
+from ssl_zoo.words import towers_of
 
 Judgement = tuple[Path, dict[str, Any]]
 
@@ -47,14 +48,17 @@ def evaluate_all(config: DictConfig, trained: DictConfig | None, wanted: dict[st
     device = pick_device(config.device)
     for number, (name, (asked, variant)) in enumerate(wanted.items()):
         data = _data_for(asked, trained)
-        judged = (
-            of_run(Path(config.run), trained, data, config.net, config.image_size, device) if trained else of_weights(config, data, device)
-        )
+        options = plain(config.protocol)
+        words = by_words(options, trained, data)
+        if "between" in options:
+            options["between"] = "words" if words else "images"
+        judged = _judged(config, trained, data, words, device)
         for note in judged.notes if not number else ():
             print(note)
         cache = cache_dir(config.data.cache) / "features" if config.features.cache else None
         taps = {k: v for k, v in plain(config.features).items() if k != "cache"}
-        e = Evaluation(judged, data, plain(config.protocol), taps, config.seed, device, config.batch_size, cache, said=_said)
+        e = Evaluation(judged, data, options, taps, config.seed, device, config.batch_size, cache, said=_said)
+        e.held_out = list(trained.dataset.get("held_out") or []) if trained else []
         for other in e.options.get("compare", []):
             e.others[other] = _compared(other, judged, config, trained, data, device)
             for note in () if number else e.others[other].notes:  # type: ignore[attr-defined]
@@ -68,6 +72,14 @@ def evaluate_all(config: DictConfig, trained: DictConfig | None, wanted: dict[st
                 made = figure_data(judged.backbone, data.test, features, judged.mean, judged.std, seed=e.seed)
             save_figure_data(folder / "figures", made)
         yield save_result(folder / "eval", name, config, variant, result), result
+
+
+def _judged(config: DictConfig, trained: DictConfig | None, data: Data, words: bool, device: torch.device) -> Judged:
+    if trained is None:
+        return of_weights(config, data, device)
+    if words:
+        return towers_of(Path(config.run), trained, config.image_size, device)
+    return of_run(Path(config.run), trained, data, config.net, config.image_size, device)
 
 
 def _said(epoch: int, epochs: int, top1: float) -> None:
@@ -109,9 +121,8 @@ def evaluate(e: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
     Raises UserError where the data lack what the protocol needs, RuntimeError if the frozen backbone was changed.
     """
     name = e.options["name"]
-    reason = labelled_pair(e.data.train, e.data.test)
-    if reason and name != "health":
-        raise UserError(f"eval protocol={name} needs labels, but {reason}: use protocol=health.")
+    if reason := lacking(name, e.options.get("between"), e.data):
+        raise UserError(reason)
     start, own = time.perf_counter(), e.options.get("batch_size")
     doing = f"judging {name} with batch_size={e.batch_size} on images of {e.subject.image_size} px"
     tries = [f"{key}={max(2, size // 2)}" for key, size in (("batch_size", e.batch_size), ("protocol.batch_size", own)) if size]

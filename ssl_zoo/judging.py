@@ -9,10 +9,12 @@ from omegaconf import DictConfig, ListConfig
 
 from ssl_zoo.config import compose, plain
 from ssl_zoo.errors import UserError
+from ssl_zoo.prompts import templates
 from ssl_zoo.saved import load_run
 from ssl_zoo.shard import words_for
+from ssl_zoo.word_lists import word_list
 
-PROTOCOLS = ("knn", "linear", "few_shot", "finetune", "retrieval", "health")
+PROTOCOLS = ("knn", "linear", "few_shot", "finetune", "retrieval", "zero_shot", "health")
 NAMED = ("timm/", "torchvision/")
 
 
@@ -32,6 +34,8 @@ def plan(words: list[str], config_dirs: list[str]) -> tuple[DictConfig, DictConf
     trained = _trained(config) if config.run is not None else None
     if trained is not None and "backbone" in config:
         raise UserError("backbone=... goes with weights=...; a run says what its backbone is.")
+    if config.protocol.name == "zero_shot" or config.protocol.get("between") == "words":
+        _check_words(config, trained)
     if config.weights is not None:
         if not config.weights.startswith(NAMED) and not Path(config.weights).is_file():
             raise UserError(f"weights={config.weights} is neither a file nor a name like timm/resnet50 or torchvision/resnet50.")
@@ -71,6 +75,34 @@ def _check_protocol(config: DictConfig) -> None:
     lr = p.get("base_lr")
     if (lr == "auto" and p.name != "linear_mocov3") or (p.name == "finetune" and isinstance(lr, ListConfig)):
         raise UserError(f"protocol.base_lr={lr} does not work: {p.name} takes {'a number' if p.name == 'finetune' else 'numbers'}.")
+
+
+def _check_words(config: DictConfig, trained: DictConfig | None) -> None:
+    """Whoever judges by words needs a run that knows some, and takes its features where images and words meet."""
+    p, f = config.protocol, config.features
+    doing = "protocol=zero_shot" if p.name == "zero_shot" else "protocol.between=words"
+    if trained is None:
+        raise UserError(f"{doing} needs run=... of a method with words (clip, siglip): weights from elsewhere have none.")
+    knows_words(Path(config.run), trained, doing)
+    if f.layer or f.blocks > 1 or f.pool != "auto" or config.net != "auto":
+        raise UserError(
+            f"{doing} compares images and words where they meet: leave net, features.layer, features.blocks and features.pool alone."
+        )
+    if p.get("gallery") == "train":
+        raise UserError("protocol.gallery=train is for retrieval between images: leave protocol.gallery or protocol.between alone.")
+    if p.get("templates") is not None:
+        templates(plain(p)["templates"], "protocol.templates")
+    if p.get("classes") is not None:
+        word_list(plain(p)["classes"], "protocol.classes")
+
+
+def knows_words(run: Path, trained: DictConfig, doing: str) -> None:
+    """Raises UserError for a run without a tower for words, or one that is not finished. doing: what needs it."""
+    if "text" not in trained.method:
+        method = str(trained.method.get("_target_")).rpartition(".")[2]
+        raise UserError(f"{doing} needs a method with words, but run={run} was trained with {method}: give a run of clip or siglip.")
+    if not (run / "towers.safetensors").is_file():
+        raise UserError(f"{run} has no towers.safetensors yet: let the run finish, or continue it with ssl-zoo resume run={run}.")
 
 
 def variant(config: DictConfig, words: list[str], config_dirs: list[str]) -> str:

@@ -27,6 +27,7 @@ from ssl_zoo.evaluation.scores import judge, wilson
 from ssl_zoo.evaluation.sgd import Trained, crop_and_flip, linear_sgd
 from ssl_zoo.nn.taps import Tap
 from ssl_zoo.nn.vit import is_vit
+from ssl_zoo.word_protocols import judge_retrieval, judge_zero_shot
 
 SAMPLE = 4096  # images in the health numbers: uniformity takes all pairs
 VIEWED = 512  # of them with two views
@@ -35,7 +36,8 @@ VIEWED = 512  # of them with two views
 @dataclass
 class Evaluation:
     """A subject before a data set. options: conf/protocol. taps: conf/eval's features. cache: where features are kept; None for nowhere.
-    others: what it is compared with. said: is told the epoch, of how many, and top-1 after it.
+    others: what it is compared with. held_out: names of classes that training left out. said: is told the epoch, of how many, and top-1
+    after it.
     """
 
     subject: Subject
@@ -50,6 +52,7 @@ class Evaluation:
     extracting: float = 0.0
     dim: int = 0
     others: dict[str, Subject] = field(default_factory=dict)
+    held_out: list[str] = field(default_factory=list)
     said: Callable[[int, int, float], None] = lambda epoch, epochs, top1: None
 
     def features(self, images: Images, subject: Subject | None = None, weights: str | None = None) -> Tensor:
@@ -142,6 +145,8 @@ def _few_shot(e: Evaluation) -> Told:
 
 
 def _retrieval(e: Evaluation) -> Told:
+    if e.options["between"] == "words":
+        return judge_retrieval(e)
     queries, labels = e.known(e.data.test)
     gallery = e.known(e.data.train) if e.options["gallery"] == "train" else (None, None)
     found = retrieval(queries, labels, *gallery, _several(e.options["k"]))
@@ -175,6 +180,7 @@ PROTOCOLS: dict[str, Callable[[Evaluation], Told]] = {
     "few_shot": _few_shot,
     "finetune": _finetune,
     "retrieval": _retrieval,
+    "zero_shot": judge_zero_shot,
     "health": _health,
 }
 

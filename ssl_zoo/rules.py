@@ -46,6 +46,8 @@ def _place(v: Any) -> bool:
     return v is None or (isinstance(v, (str, int, float)) and not isinstance(v, bool) and "\0" not in str(v) and known)
 
 
+ATTRIBUTES = ("shape", "colour", "colour_shape")  # that shapes can be labelled by
+TEXTS = _or(_one_of(None), _some(lambda v: isinstance(v, str)))
 PLACE = (_place, "null or a path")
 POSITIVE = (_number(1, whole=True), "a whole number of at least 1")
 SHARE = (_number(0, 1), "a number from 0 to 1")
@@ -79,7 +81,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.worker_kind": (_one_of("auto", "thread", "process"), "auto, thread or process"),
     "dataset.captions": (_place, "auto, null or a path"),
     "dataset.decoded": (_one_of("auto", True, False), "auto, true or false"),
-    "dataset.labels": (_one_of("auto", True, False), "auto, true or false"),
+    "dataset.labels": (_one_of("auto", True, False, *ATTRIBUTES), f"auto, true or false, or of shapes {', '.join(ATTRIBUTES)}"),
+    "dataset.held_out": (_listed(lambda v: isinstance(v, str)), "a list such as ['red star','blue ring']"),
     "dataset.image_size": (_or(_one_of(None), _number(8, whole=True)), "null or a whole number of at least 8"),
     "dataset.test_share": (_number(0.001, 0.9), "a share from 0.001 to 0.9"),
     "guard.nonfinite": (_one_of("stop", "skip", "off", False), "stop, skip or off"),
@@ -195,6 +198,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "protocol.mixup": (_number(0), "a number of at least 0"),
     "protocol.cutmix": (_number(0), "a number of at least 0"),
     "protocol.label_smoothing": (_number(0, 0.99), "a number from 0 to below 1"),
+    "protocol.between": (_one_of("auto", "images", "words"), "auto, images or words"),
+    "protocol.templates": (TEXTS, "null, photo, a list of sentences with {}, or a text file of them"),
+    "protocol.classes": (TEXTS, "null, a list of names, or a text file with one a line"),
+    "top": POSITIVE,
     "protocol.gallery": (_one_of("test", "train"), "test or train"),
     "protocol.images": (_number(16, whole=True), "a whole number of at least 16"),
     "protocol.compare": (_listed(lambda v: isinstance(v, str)), "a list of run folders and files of weights"),

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMOKE, command
 
+from ssl_zoo.classify import classify_config
 from ssl_zoo.cli import split_options
 from ssl_zoo.config import compose, expand, plain
 from ssl_zoo.fingerprint import config_hash
@@ -54,7 +56,7 @@ def test_every_command_composes(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("photos", "shards", "imagenet"):
         (tmp_path / folder).mkdir()
-    options, words = split_options(line.partition("#")[0].split()[1:])
+    options, words = split_options(shlex.split(line.partition("#")[0])[1:])
     verb = words.pop(0) if words and "=" not in words[0] else "pretrain"
     if verb in ("resume", "eval"):
         words = [w for w in words if not w.startswith("run=")] + (["run=."] if verb == "eval" else [])
@@ -63,6 +65,8 @@ def test_every_command_composes(line, tmp_path, monkeypatch):
     if verb == "benchmark":
         suite = next(w.partition("=")[2] for w in words if w.startswith("suite="))
         assert load_suite(suite, [w for w in words if not w.startswith("suite=")], []).cells
+    elif verb == "classify":
+        assert classify_config([w for w in words if ".txt" not in w] + ["labels=a,b"] * (".txt" in line), []).labels
     elif verb == "report":
         assert {w.partition("=")[0] for w in words} <= {"run", "runs", "out"}
     elif "multirun" in options:

@@ -6,8 +6,9 @@ vary: hue, place and size. Texture, turn, light and clutter survive the views an
 shape is harder with more of them.
 """
 
+import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -47,6 +48,10 @@ POLYGONS = {
     "hourglass": [(-0.85, -0.9), (0.85, -0.9), (0.12, 0.0), (0.85, 0.9), (-0.85, 0.9), (-0.12, 0.0)],
     "arrow": [(0.0, -0.98), (0.9, -0.05), (0.32, -0.05), (0.32, 0.95), (-0.32, 0.95), (-0.32, -0.05), (-0.9, -0.05)],
 }  # fmt: skip
+
+KINDS = ["circle", "crescent", "ring", *POLYGONS]
+COMBINATIONS = [f"{colour} {kind}" for colour in COLOURS for kind in KINDS]
+LABELS = ("shape", "colour", "colour_shape")
 
 
 def _polygon(x: Tensor, y: Tensor, corners: list[tuple[float, float]]) -> Tensor:
@@ -102,6 +107,12 @@ def _name(hue: float) -> str:
     return min(COLOURS, key=lambda c: min(abs(hue - COLOURS[c]), 1 - abs(hue - COLOURS[c])))
 
 
+def _colours(hues: Tensor) -> Tensor:
+    """The number of `_name` in COLOURS for each of the hues [n], int64 [n]."""
+    away = np.abs(hues.double().numpy()[:, None] - np.array([*COLOURS.values()]))
+    return torch.from_numpy(np.minimum(away, 1 - away).argmin(1))
+
+
 @dataclass
 class Shapes:
     """One shape per image; its kind is the label, the caption tells the rest.
@@ -110,7 +121,8 @@ class Shapes:
     shape, 0 (all solid) to 1; background: unevenness of the light on the background, 0 (flat) to 1; colour: spread of the
     hues, 0 (orange on blue) to 1 (any hue on its opposite); min_size, max_size: diameter of the shape as a share of the
     image's side, in (0, 1]; shift: how far the shape leaves the centre, 0 to 1 (up to the border); rotation: largest turn
-    to either side in degrees, 0 to 180.
+    to either side in degrees, 0 to 180; labels: "shape", "colour" of the shape, or "colour_shape", as in "red star"; held_out:
+    such combinations that train leaves out, taking later ones of its scenes instead. Test shows them as ever.
     """
 
     image_size: int = 32
@@ -125,7 +137,9 @@ class Shapes:
     max_size: float = 0.85
     shift: float = 0.7
     rotation: float = 180.0
-    classes: ClassVar[list[str]] = ["circle", "crescent", "ring", *POLYGONS]
+    labels: str = "shape"
+    held_out: list[str] = field(default_factory=list)
+    classes: ClassVar[list[str]] = KINDS
 
     def __post_init__(self) -> None:
         for name, least in (("image_size", 16), ("train_size", 1), ("test_size", 1), ("seed", 0)):
@@ -137,22 +151,48 @@ class Shapes:
         if not 0 < self.min_size <= self.max_size <= 1:
             sizes = f"min_size is {self.min_size} and max_size {self.max_size}"
             raise UserError(f"shapes: {sizes}; choose them so that 0 < min_size <= max_size <= 1.")
+        if self.labels not in LABELS:
+            raise UserError(f"shapes: labels is {self.labels}; set it to one of {', '.join(LABELS)}.")
+        for unknown in [c for c in self.held_out if c not in COMBINATIONS]:
+            near = difflib.get_close_matches(str(unknown), COMBINATIONS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it takes a colour ({', '.join(COLOURS)}) and a shape ({', '.join(KINDS)})."
+            raise UserError(f"shapes: held_out has '{unknown}', which is no combination; {hint}")
 
     def load(self, split: str) -> Images:
         """The "train" or "test" images, with labels, class names and one caption each."""
         count = self.train_size if split == "train" else self.test_size
         chunk = max(1, PIXELS_PER_CHUNK // self.image_size**2)
-        # Only whole chunks are drawn: the length of a vector can change the last bit of a sine, hence a pixel.
-        stream = np.random.Philox(np.random.SeedSequence([self.seed, SPLITS.index(split)]))
-        uniforms = np.random.Generator(stream).random((math.ceil(count / chunk) * chunk, UNIFORMS), dtype=np.float32)
-        images = torch.empty(len(uniforms), 3, self.image_size, self.image_size, dtype=torch.uint8)
-        labels, captions = [], []
-        for start in range(0, len(uniforms), chunk):
-            scene = self._scene(torch.from_numpy(uniforms[start : start + chunk]))
-            images[start : start + chunk] = self._draw(scene)
-            labels.append(scene["shape"])
-            captions += self._captions(scene)
-        return Images(images[:count].clone(), torch.cat(labels)[:count], self.classes, self.image_size, captions[:count])
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, SPLITS.index(split)])))
+        images = torch.empty(count, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        labels: list[int] = []
+        captions: list[list[str]] = []
+        drawn = 0
+        while len(labels) < count:
+            # Only whole chunks are drawn: the length of a vector can change the last bit of a sine, hence a pixel.
+            scene = self._scene(torch.from_numpy(generator.random((chunk, UNIFORMS), dtype=np.float32)))
+            kept = (~self._is_held_out(scene) if split == "train" else torch.ones(chunk, dtype=torch.bool)).nonzero()[:, 0]
+            kept = kept[: count - len(labels)]
+            images[len(labels) : len(labels) + len(kept)] = self._draw(scene)[kept]
+            of_all = self._captions(scene)
+            captions += [of_all[i] for i in kept.tolist()]
+            labels += self._labels(scene)[kept].tolist()
+            drawn += chunk
+            if drawn > 20_000 and len(labels) < drawn / 200:
+                raise UserError("shapes: held_out leaves next to nothing to train on: hold fewer combinations out.")
+        return Images(images, torch.tensor(labels), self.names, self.image_size, captions)
+
+    @property
+    def names(self) -> list[str]:
+        """What the labels stand for."""
+        return {"shape": self.classes, "colour": [*COLOURS], "colour_shape": COMBINATIONS}[self.labels]
+
+    def _labels(self, scene: dict[str, Tensor]) -> Tensor:
+        colour = _colours(scene["hue"])
+        return {"shape": scene["shape"], "colour": colour, "colour_shape": colour * len(self.classes) + scene["shape"]}[self.labels]
+
+    def _is_held_out(self, scene: dict[str, Tensor]) -> Tensor:
+        apart = torch.tensor([COMBINATIONS.index(c) for c in self.held_out], dtype=torch.long)
+        return torch.isin(_colours(scene["hue"]) * len(self.classes) + scene["shape"], apart)
 
     def _scene(self, u: Tensor) -> dict[str, Tensor]:
         """What the uniform numbers [n, UNIFORMS] say is in each image; lengths are shares of the image's side."""

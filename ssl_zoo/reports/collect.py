@@ -16,6 +16,8 @@ from ssl_zoo.fingerprint import group_hash
 from ssl_zoo.foreign_yaml import LOADER, checked
 from ssl_zoo.reports.figures import read_metrics
 
+SHOWN = ("top1", "top5", "seen_top1", "held_out_top1")  # numbers of a judgement that have a column
+
 
 class Problem(NamedTuple):
     """Something that is not in the table, and why."""
@@ -154,9 +156,10 @@ def _results(name: str, found: dict[str, Any]) -> dict[str, Result]:
     images = f"{found['train_images']} training images" if isinstance(found.get("train_images"), int) else ""
     told = "; ".join(t for t in (settings, features, images) if t) or "its defaults"
     how = f"ssl-zoo eval protocol={found.get('protocol', name)}: {told}"
-    results = {f"{name}_{key}": Result(value, how) for key in ("top1", "top5") if (value := number(found.get(key))) is not None}
-    for row in found["results"] if name.startswith("few_shot") and isinstance(found.get("results"), list) else []:
-        value = number(table(row).get("top1"))
+    results = {f"{name}_{key}": Result(value, how) for key in SHOWN if (value := number(found.get(key))) is not None}
+    several = found.get("results")
+    for row in several if name.startswith(("few_shot", "retrieval")) and isinstance(several, list) else []:
+        value, which = number(table(row).get("top1")), table(row).get("labels") or table(row).get("direction")
         if value is not None:
-            results[f"{name} {row.get('labels')}_top1"] = Result(value, how)
+            results[f"{name} {which}_top1"] = Result(value, how)
     return results

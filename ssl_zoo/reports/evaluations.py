@@ -14,7 +14,7 @@ from ssl_zoo.reports.style import STYLE, save
 
 Result = tuple[str, dict[str, Any]]  # name of the file, what it holds
 ORDER = ("linear", "linear_dinov2", "linear_dino", "linear_mocov3", "linear_mocov2", "linear_simclr", "linear_byol", "linear_simsiam",
-         "linear_barlow", "linear_vicreg", "finetune", "knn", "few_shot", "retrieval", "health")  # fmt: skip
+         "linear_barlow", "linear_vicreg", "finetune", "knn", "few_shot", "zero_shot", "retrieval", "health")  # fmt: skip
 DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
 COMMON = ("top1", "top5", "train_images", "test_images", "seed", "epochs")  # numbers that have their own place
 NOT_SETTINGS = ("std", "interval", "per_draw", "top5", "per_class", "confusion")  # of one of several results

@@ -23,12 +23,17 @@ def lines(r: dict[str, Any]) -> list[tuple[str, str]]:
     for one in r.get("results", []):
         if "k" in one:
             found.append((f"k={one['k']}", f"{_number(one['top1'])} %   T={one['temperature']}"))
+        elif "direction" in one:
+            found += [(one["direction"], _direction(one))]
         else:
             spread = "" if one["std"] is None else f" ± {one['std']:.1f}   {len(one['per_draw'])} draws"
             found.append((one["labels"], f"{_number(one['top1'])} %{spread}   {one['images']:,} labels"))
     if "results" not in r and "map" not in r and "top1" in r:
         top5 = f"   top-5 {_number(r['top5'])} %" if "top5" in r else ""
         found.append(("top-1", f"{_number(r['top1'])} %   95 % interval {_interval(r['top1_interval'])}{top5}"))
+    found += _zero_shot(r) if "chance_top1" in r else []
+    if r.get("cut"):
+        found.append(("cut", f"{r['cut']:,} sentences are longer than the network reads"))
     for name in ("final", "best"):
         if name in r:
             note = "" if name == "final" else " (chosen on the test images: optimistic)"
@@ -43,6 +48,27 @@ def lines(r: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("calibration", f"error {r['calibration']['ece']:.1f} points"))
     s = r["seconds"]
     return [*found, ("time", f"features {s['features']:.1f} s, protocol {s['protocol']:.1f} s")]
+
+
+def _direction(one: dict[str, Any]) -> str:
+    """Recall in one direction of retrieval, with what chance would give."""
+    ks = [k.removeprefix("recall_at_") for k in one if k.startswith("recall_at_")]
+    shares = [f"R@{k} {one[f'recall_at_{k}']:.1f} % ({one[f'chance_at_{k}']:.1f})" for k in ks]
+    median = f"median rank {one['median_rank']:g} ({one['chance_median_rank']:g}) of {one['candidates']:,}"
+    return f"{'   '.join([*shares, median])}   in brackets: by chance"
+
+
+def _zero_shot(r: dict[str, Any]) -> list[tuple[str, str]]:
+    found = [("by chance", f"{r['chance_top1']:.1f} %")]
+    if "one_template_top1" in r:
+        one, mean = (f"{r[k]:.1f} %" for k in ("one_template_top1", "mean_template_top1"))
+        found.append(("one sentence", f"{one} with the first of {len(r['templates'])} alone, {mean} in the mean over each alone"))
+    for key in ("seen", "held_out"):
+        if r.get(f"{key}_top1") is not None:
+            interval = _interval(r[f"{key}_top1_interval"])
+            said = f"{r[f'{key}_top1']:.1f} %   95 % interval {interval}   {r[f'{key}_images']:,} images"
+            found.append((key.replace("_", " "), said))
+    return found
 
 
 def _number(value: float | None) -> str:
