@@ -84,8 +84,8 @@ def judge_retrieval(e: "Evaluation") -> dict[str, Any]:
 
 
 def distinct(images: Images) -> tuple[list[str], torch.Tensor]:
-    """The wordings of all captions, cleaned as in training, each once, and (image, wording) int64 [2, P] of every caption. Images that cannot be
-    read do not count: they show another.
+    """The wordings of all captions, cleaned as in training, each once, and (image, wording) int64 [2, P] of every caption. Images that
+    cannot be read do not count: they show another.
     """
     rows = _readable(images)
     number: dict[str, int] = {}
