@@ -72,7 +72,7 @@ def test_every_command_composes(line, tmp_path, monkeypatch):
     elif "multirun" in options:
         assert len(expand(words)) > 1
     else:
-        assert compose({"preview": "preview", "eval": "eval", "shard": "shard"}.get(verb, "train"), words)
+        assert compose({v: v for v in ("preview", "eval", "shard", "export")}.get(verb, "train"), words)
 
 
 @pytest.mark.slow
