@@ -14,6 +14,7 @@ from ssl_zoo.checks import check_located, nearest
 from ssl_zoo.config import choice_names, compose, conf_dir, expand, plain, run_name
 from ssl_zoo.errors import UserError
 from ssl_zoo.fingerprint import changes, config_hash
+from ssl_zoo.methods.base import Method
 from ssl_zoo.saved import commands_of, load_run, save_config
 
 
@@ -387,8 +388,8 @@ def test_config_keys_are_constructor_arguments():
         for file in (conf_dir() / group).glob("*.yaml"):
             node = OmegaConf.load(file)
             signature = inspect.signature(hydra.utils.get_object(node._target_)).parameters
-            base = inspect.signature(hydra.utils.get_object("ssl_zoo.methods.base.Method")).parameters
-            known = {**signature, **(base if group == "method" else {})}
+            bases = [k for k in inspect.getmro(hydra.utils.get_object(node._target_)) if issubclass(k, Method)] if group == "method" else []
+            known = {**signature, **{k: p for base in bases for k, p in inspect.signature(base).parameters.items()}}
             assert set(node) - {"_target_"} <= set(known), file
             if group == "method":
                 needed = {k for k, p in signature.items() if p.kind is not p.VAR_KEYWORD} - {"backbone"}

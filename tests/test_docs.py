@@ -54,8 +54,10 @@ def test_the_first_blocks_install_and_run_and_install_and_test():
 )
 def test_every_command_composes(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in ("photos", "shards", "imagenet"):
-        (tmp_path / folder).mkdir()
+    for folder in ("photos", "shards", "imagenet", "runs/dino"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("runs/dino/backbone.safetensors", "clip.pt"):
+        (tmp_path / file).touch()
     options, words = split_options(shlex.split(line.partition("#")[0])[1:])
     verb = words.pop(0) if words and "=" not in words[0] else "pretrain"
     if verb in ("resume", "eval"):
