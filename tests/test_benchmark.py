@@ -505,7 +505,8 @@ def test_our_suites_compose(file):
     assert suite.protocols == ["knn", "linear"]
     assert [c.config["method"]["_target_"].split(".")[2] for c in suite.cells] == yaml.safe_load(file.read_text())["method"]
     if file.stem == "cifar10":
-        assert {c.name.split("_resnet18")[0] for c in suite.cells} == {f.stem for f in (ROOT / "conf" / "method").glob("*.yaml")}
+        of_images = {f.stem for f in (ROOT / "conf" / "method").glob("*.yaml") if "text" not in yaml.safe_load(f.read_text())}
+        assert {c.name.split("_resnet18")[0] for c in suite.cells} == of_images
 
 
 # ---------------------------------------------------------------------------------------------- what is left to do

@@ -194,7 +194,7 @@ def wait_with_workers():
 # ---------------------------------------------------------------------------------------------- ranks that are lost
 @pytest.mark.parametrize(("lost", "how"), [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP), (0, signal.SIGKILL)])
 def test_who_waits_for_a_lost_rank_names_it_and_ends(tmp_path, lost, how):
-    ranks = Ranks(tmp_path, [*SHORT, "run=r", "epochs=50", "trainer.timeout_s=4"], spy=(at_step, 3, lost, suicide, how))
+    ranks = Ranks(tmp_path, [*SHORT, "run=r", "epochs=50", "trainer.timeout_s=4", "checkpoint.every_n_steps=2"], spy=(at_step, 3, lost, suicide, how))
     ranks.reach("reached")
     other = 1 - lost
     assert ranks.wait(other, limit=4 + 30) == [1], ranks.said(other)
@@ -329,7 +329,7 @@ def test_the_command_names_the_process_that_was_killed(tmp_path):
         "Stop.on_train_batch_end = killed\nmain(sys.argv[1:])"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT), "SSL_ZOO_CACHE": str(tmp_path / "cache")}
-    words = [*SHORT, "run=r", "epochs=50", "trainer.devices=2"]
+    words = [*SHORT, "run=r", "epochs=50", "trainer.devices=2", "checkpoint.every_n_steps=2"]
     done = subprocess.run([sys.executable, "kill.py", *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1, done.stderr
     sentence = "ssl-zoo: Rank 1 was killed by signal 9, so all ranks end. Continue with: ssl-zoo resume run=r"
