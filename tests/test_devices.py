@@ -194,7 +194,9 @@ def wait_with_workers():
 # ---------------------------------------------------------------------------------------------- ranks that are lost
 @pytest.mark.parametrize(("lost", "how"), [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP), (0, signal.SIGKILL)])
 def test_who_waits_for_a_lost_rank_names_it_and_ends(tmp_path, lost, how):
-    ranks = Ranks(tmp_path, [*SHORT, "run=r", "epochs=50", "trainer.timeout_s=4", "checkpoint.every_n_steps=2"], spy=(at_step, 3, lost, suicide, how))
+    ranks = Ranks(
+        tmp_path, [*SHORT, "run=r", "epochs=50", "trainer.timeout_s=4", "checkpoint.every_n_steps=2"], spy=(at_step, 3, lost, suicide, how)
+    )
     ranks.reach("reached")
     other = 1 - lost
     assert ranks.wait(other, limit=4 + 30) == [1], ranks.said(other)
