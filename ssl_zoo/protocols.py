@@ -145,7 +145,7 @@ def _few_shot(e: Evaluation) -> Told:
 
 
 def _retrieval(e: Evaluation) -> Told:
-    if e.options["between"] == "words":
+    if e.options.get("between", "images") == "words":
         return judge_retrieval(e)
     queries, labels = e.known(e.data.test)
     gallery = e.known(e.data.train) if e.options["gallery"] == "train" else (None, None)

@@ -26,7 +26,7 @@ def by_words(options: dict[str, Any], trained: DictConfig | None, data: Data) ->
     if options["name"] != "retrieval":
         return options["name"] == "zero_shot"
     known = trained is not None and "text" in trained.method and any(data.test.captions or [])
-    return options["between"] == "words" or (options["between"] == "auto" and options["gallery"] == "test" and known)
+    return options.get("between", "images") == "words" or (options.get("between", "images") == "auto" and options["gallery"] == "test" and known)
 
 
 def lacking(name: str, between: str | None, data: Data) -> str | None:
