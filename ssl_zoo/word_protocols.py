@@ -26,7 +26,8 @@ def by_words(options: dict[str, Any], trained: DictConfig | None, data: Data) ->
     if options["name"] != "retrieval":
         return options["name"] == "zero_shot"
     known = trained is not None and "text" in trained.method and any(data.test.captions or [])
-    return options.get("between", "images") == "words" or (options.get("between", "images") == "auto" and options["gallery"] == "test" and known)
+    between = options.get("between", "images")
+    return between == "words" or (between == "auto" and options["gallery"] == "test" and known)
 
 
 def lacking(name: str, between: str | None, data: Data) -> str | None:
