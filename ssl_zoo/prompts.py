@@ -1,13 +1,12 @@
 """Sentences with a place for the name of a class, and where the configs lie that hold those of ssl_zoo."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_zoo.errors import UserError, one_line
+from ssl_zoo.word_lists import text_lines
 
 PLACE = "{}"
-LARGEST = 1 << 20  # bytes of a file of sentences
 
 
 def conf_dir() -> Path:
@@ -30,10 +29,13 @@ def templates(given: str | Sequence[str], key: str = "data.prompts") -> list[str
     """
     if not isinstance(given, str):
         found = [*given]
-    elif given in shipped():
-        found = _lines(conf_dir() / "templates" / f"{given}.txt", key)
+    elif PLACE in given or not given:
+        found = [given]
     else:
-        found = [given] if PLACE in given or not given else _lines(Path(os.path.expanduser(given)), key)
+        known = shipped()
+        file = str(conf_dir() / "templates" / f"{given}.txt") if given in known else given
+        absent = f"is neither {', '.join(known)} nor a file, and has no {{}} for the name of a class: give one of these."
+        found = text_lines(file, key, "sentence", absent)
     for sentence in found:
         if not isinstance(sentence, str) or sentence.count(PLACE) != 1:
             said = one_line(sentence)[:80]
@@ -41,17 +43,3 @@ def templates(given: str | Sequence[str], key: str = "data.prompts") -> list[str
     if not found:
         raise UserError(f"{key}={given or '[]'} holds no sentence: write some such as 'a photo of a {{}}.', or use photo.")
     return list(dict.fromkeys(found))
-
-
-def _lines(file: Path, key: str) -> list[str]:
-    if not os.path.isfile(file):
-        known, said = ", ".join(shipped()), one_line(file)[:160]
-        raise UserError(f"{key}={said} is neither {known} nor a file, and has no {{}} for the name of a class: give one of these.")
-    try:
-        if file.stat().st_size > LARGEST:
-            raise UserError(f"{key}={file} is larger than 1 MB: it should be a text file with one sentence a line.")
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        why = "it is not UTF-8" if isinstance(e, UnicodeDecodeError) else e.strerror
-        raise UserError(f"{key}={file} cannot be read ({why}): it should be a text file with one sentence a line.") from e
-    return [line.strip() for line in text.splitlines() if line.strip()]

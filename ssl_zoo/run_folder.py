@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from ssl_zoo.errors import UserError
-from ssl_zoo.launch import rank
+from ssl_zoo.launch import launcher, rank
 
 try:
     import fcntl
@@ -45,7 +45,7 @@ def run_folder(config: DictConfig, name: str) -> Path:
 
 def _told(run: Path | None) -> Path | None:
     """Tell the other ranks the folder of rank 0, or learn it: from the environment, or from the store that torchrun keeps."""
-    if run is None and TOLD in os.environ:
+    if run is None and TOLD in os.environ and launcher() is None:
         return Path(os.environ[TOLD])
     if run is not None:
         os.environ[TOLD] = str(run)

@@ -73,16 +73,24 @@ class Towers(nn.Module):
         return logits.softmax(-1) if self.bias is None else (logits + self.bias.detach()).sigmoid()
 
 
-def towers_of(run: Path, trained: DictConfig, image_size: int | None, device: torch.device) -> Judged:
-    """The towers of a finished run, with its config `trained`. Raises UserError where they cannot be had."""
+def trained_towers(run: Path, trained: DictConfig) -> tuple[TwoTowers, dict[str, Any]]:
+    """The method of a finished run with its trained weights, in evaluation mode, and how its images are prepared: "image_size", "mean" and
+    "std". trained: the run's config. Raises UserError where they cannot be had.
+    """
     known = _about(run / FILE)
-    size = known["image_size"]
     if trained.backbone.get("pretrained"):
         trained.backbone.pretrained = False  # nothing is downloaded for weights that are replaced at once
-    method = build(trained, "method", backbone=build(trained, "backbone", image_size=size))
+    method = build(trained, "method", backbone=build(trained, "backbone", image_size=known["image_size"]))
     if not isinstance(method, TwoTowers):
         raise UserError(f"run={run} was trained with {type(method).__name__}, which knows no words: give a run of clip or siglip.")
     load_backbone(method, run / FILE)
+    return method.eval(), known
+
+
+def towers_of(run: Path, trained: DictConfig, image_size: int | None, device: torch.device) -> Judged:
+    """The towers of a finished run for images of `image_size` pixels, its own where None. Raises UserError where they cannot be had."""
+    method, known = trained_towers(run, trained)
+    size = known["image_size"]
     towers = Towers(method).to(device).eval()
     if image_size:
         size = image_size

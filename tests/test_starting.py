@@ -197,17 +197,19 @@ def test_export_and_what_it_refuses(tmp_path, monkeypatch, capsys):
     assert "run=nowhere is not a run folder" in said(["export", "run=nowhere", "format=open_clip"], capsys)
     file = tmp_path / "mine" / "towers.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    assert "towers.safetensors does not say how its images were prepared: it is damaged" in said(
-        ["export", "run=mine", "format=open_clip", "out=o"], capsys
-    )
+    assert "towers.safetensors cannot be read" in said(["export", "run=mine", "format=open_clip", "out=o"], capsys)
     save_backbone(tiny(32), file, ABOUT)
     assert "do not belong to this backbone" in said(["export", "run=mine", "format=open_clip", "out=o"], capsys)
     file.unlink()
-    assert "let it finish first, with ssl-zoo resume run=mine" in said(["export", "run=mine", "format=open_clip", "out=o"], capsys)
+    assert "has no towers.safetensors yet: let the run finish, or continue it with ssl-zoo resume run=mine" in said(
+        ["export", "run=mine", "format=open_clip", "out=o"], capsys
+    )
     config = tmp_path / "mine" / "config.yaml"
     text = config.read_text()
     config.write_text(
         text[: text.index("method:")] + "method: {_target_: ssl_zoo.methods.simclr.SimCLR}\n" + text[text.index("backbone:") :]
     )
-    assert "trained no words (SimCLR), which open_clip needs" in said(["export", "run=mine", "format=open_clip", "out=o"], capsys)
+    assert "export format=open_clip needs a method with words, but run=mine was trained with SimCLR" in said(
+        ["export", "run=mine", "format=open_clip", "out=o"], capsys
+    )
     assert not (tmp_path / "o").exists()
