@@ -25,11 +25,11 @@ def run_of_job(config: dict[str, Any], name: str) -> Path | None:
 
     Every rank finds the same one, whether or not rank 0 has made it already.
     """
-    from ssl_zoo.reports.collect import read_config
-
     job = job_id()
     if job is None or config["run"]:
         return None
+    from ssl_zoo.reports.collect import read_config
+
     base, n = Path(config["out"]) / name / job, 0
     while True:
         run, n = base.with_name(f"{job}-{n}") if n else base, n + 1

@@ -2,16 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import DictConfig
 
 from ssl_zoo.build import Data
-from ssl_zoo.data.captions import clean
-from ssl_zoo.data.images import Images
-from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.labelled import labelled_pair
-from ssl_zoo.evaluation.words_retrieval import words_retrieval
+from ssl_zoo.evaluation.words_retrieval import distinct, words_retrieval
 from ssl_zoo.evaluation.zero_shot import seen_and_held_out, zero_shot
 from ssl_zoo.prompts import PLACE, templates
 from ssl_zoo.word_lists import word_list
@@ -74,29 +70,14 @@ def judge_zero_shot(e: "Evaluation") -> dict[str, Any]:
 def judge_retrieval(e: "Evaluation") -> dict[str, Any]:
     towers, test = _towers(e), e.data.test
     images = e.features(test)
-    captions, pairs = distinct(test)
+    readable, captions, pairs = distinct(test)
     if not captions:
         raise UserError("No test image that can be read has a caption: use protocol.between=images.")
     sentences, cut = towers.sentences(captions, e.batch_size)
-    shown = images[torch.as_tensor(_readable(test))] if isinstance(test.pixels, OnDemand) else images
+    shown = images if len(readable) == len(images) else images[readable]
     ks = e.options["k"] if isinstance(e.options["k"], list) else [e.options["k"]]
     results = words_retrieval(shown, sentences, pairs, ks)
     return {"images": len(shown), "captions": pairs.shape[1], "distinct_captions": len(captions), "cut": cut, "results": results}
-
-
-def distinct(images: Images) -> tuple[list[str], torch.Tensor]:
-    """The wordings of all captions, cleaned as in training, each once, and (image, wording) int64 [2, P] of every caption. Images that
-    cannot be read do not count: they show another.
-    """
-    rows = _readable(images)
-    number: dict[str, int] = {}
-    said = [[c for c in map(clean, images.captions[row]) if c] for row in rows]  # type: ignore[index]
-    pairs = [(i, number.setdefault(c, len(number))) for i, own in enumerate(said) for c in own]
-    return list(number), torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
-
-
-def _readable(images: Images) -> list[int]:
-    return images.pixels.readable().nonzero()[:, 0].tolist() if isinstance(images.pixels, OnDemand) else list(range(len(images)))
 
 
 def _towers(e: "Evaluation") -> Towers:

@@ -17,13 +17,13 @@ from ssl_zoo.config import compose, plain
 from ssl_zoo.data.images import Images
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation import feature_cache
+from ssl_zoo.evaluation.words_retrieval import distinct
 from ssl_zoo.export import save_backbone
 from ssl_zoo.nn.numerics import unit
 from ssl_zoo.nn.text import tokenize
 from ssl_zoo.reports.collect import read_run
 from ssl_zoo.reports.evaluations import rows
 from ssl_zoo.saved import load_run, save_config
-from ssl_zoo.word_protocols import distinct
 from ssl_zoo.words import towers_of
 
 CPU = torch.device("cpu")
@@ -199,8 +199,8 @@ def test_sentences_are_read_once_and_cut_at_the_context(here):
 
 def test_captions_of_one_wording_and_of_none():
     pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-    captions, pairs = distinct(Images(pixels, None, None, 8, [["a", " b "], [], ["b", " "], ["a", "a"]]))
-    assert captions == ["a", "b"]
+    readable, captions, pairs = distinct(Images(pixels, None, None, 8, [["a", " b "], [], ["b", " "], ["a", "a"]]))
+    assert (readable, captions) == ([0, 1, 2, 3], ["a", "b"])
     assert pairs.T.tolist() == [[0, 0], [0, 1], [2, 1], [3, 0], [3, 0]]
 
 

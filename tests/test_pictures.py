@@ -17,6 +17,7 @@ from ssl_zoo.data.images import Images
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.attention import attention_maps, patch_colours, patch_features, principal_components
 from ssl_zoo.evaluation.pictures import feature_map, figure_data
+from ssl_zoo.evaluation.word_pictures import word_figure_data
 from ssl_zoo.fingerprint import config_hash
 from ssl_zoo.nn.backbones import tiny
 
@@ -272,3 +273,50 @@ def test_a_backbone_that_cannot_be_looked_into_is_no_error(caplog):
         data = figure_data(Broken(), numbered(12), torch.randn(12, 6), (0.5,) * 3, (0.5,) * 3)
     assert "No pictures of what the backbone looks at" in caplog.text
     assert not {"attention", "patches"} & set(data)
+
+
+# ---------------------------------------------------------------------------------------------- images and words
+class Letters(nn.Module):
+    """Captions of one letter as unit vectors that turn with it."""
+
+    context = 8
+
+    def forward(self, ids):
+        angle = (ids[:, 1].float() - 320) / 8  # "a" is 320
+        return torch.stack([angle.cos(), angle.sin()], 1)
+
+
+def captioned(said):
+    pixels = torch.arange(len(said), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).clone()
+    return Images(pixels, None, None, 8, said)
+
+
+def test_the_data_of_images_and_words():
+    letters = "abcdefghijkl"
+    test = captioned([[c] for c in letters] + [["a"], [], ["b", "c"]])
+    angles = torch.tensor([*range(12), 0.2, 4.4, 1.5]) / 8
+    data = word_figure_data(nn.Identity(), Letters(), test, 7 * torch.stack([angles.cos(), angles.sin()], 1))
+    assert data["pair_captions"].tolist() == [letters[i * 12 // 10] for i in range(10)]
+    assert data["pair_images"][:, 0, 0, 0].tolist() == [i * 12 // 10 for i in range(10)]
+    wanted = np.cos((angles[[i * 12 // 10 for i in range(10)], None] - angles[[i * 12 // 10 for i in range(10)]]).numpy())
+    np.testing.assert_allclose(data["pair_cosine"], wanted, atol=1e-5)
+    assert data["asked"].tolist() == [*"abcdeg"]
+    found = data["found"][:, 0, 0, 0].reshape(6, 6)
+    assert found[0].tolist() == [0, 12, 1, 14, 2, 3]
+    assert data["found_right"][0].tolist() == [True, True, False, False, False, False]
+    assert found[4, :2].tolist() == [4, 13]
+    assert data["found_right"][:, 0].all()
+    assert data["plane"].shape == (24, 2)
+
+
+@pytest.mark.parametrize(("said", "features"), [([["a"]], torch.full((1, 2), torch.nan)), ([["a"], ["a"]], torch.ones(2, 2))])
+def test_one_pair_is_drawn_and_no_numbers_are_no_error(said, features):
+    data = word_figure_data(nn.Identity(), Letters(), captioned(said), features)
+    assert data["pair_cosine"].shape == (1, 1)
+    assert np.isfinite(data["pair_cosine"]).all()
+    assert data["found_right"].all()
+
+
+def test_images_without_captions_have_no_such_figures():
+    assert word_figure_data(nn.Identity(), Letters(), captioned([[], [" "]]), torch.ones(2, 2)) == {}
+    assert word_figure_data(nn.Identity(), Letters(), numbered(3), torch.ones(3, 2)) == {}

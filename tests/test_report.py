@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from ssl_zoo.reports import pictures, scores
+from ssl_zoo.reports import figures, pictures, scores, word_pictures
 from ssl_zoo.reports.evaluations import evaluation_section, words
 from ssl_zoo.reports.figures import curves_caption, draw_all
 from ssl_zoo.reports.html import write_report
@@ -211,6 +211,51 @@ def test_the_map_names_its_method_and_classes(classes, tmp_path):
         assert rendered(pictures.feature_map(arrays(**other)), tmp_path)
 
 
+def captioned(pairs=5, asked=4, found=3):
+    """What data.npz of a method with words holds besides."""
+    said, shown = np.array([*ODD[:4], "a " * 100]), RNG.integers(0, 256, (30, 3, 32, 32), dtype=np.uint8)
+    return {
+        "pair_images": shown[:pairs], "pair_captions": said[:pairs], "pair_cosine": RNG.uniform(-1, 1, (pairs, pairs)),
+        "asked": said[:asked], "found": shown[: asked * found], "found_right": RNG.random((asked, found)) < 0.5,
+        "plane": RNG.normal(size=(60, 2)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("count", "found"), [(5, 3), (1, 1)])
+def test_pairs_and_what_captions_find(count, found, tmp_path):
+    data = captioned(count, count, found)
+    figure = rendered(word_pictures.pairs(data), tmp_path)
+    matrix = figure.axes[-1]
+    np.testing.assert_allclose(matrix.images[0].get_array(), data["pair_cosine"].T)  # a row for each caption
+    told = [float(t.get_text()) for t in matrix.texts]
+    np.testing.assert_allclose(told, data["pair_cosine"].flatten(), atol=0.0051)
+    assert len(matrix.get_yticklabels()) == count
+    figure = rendered(word_pictures.found(data), tmp_path)
+    shown = [a for a in figure.axes if a.images]
+    frames = [a.spines["left"].get_edgecolor()[1] > a.spines["left"].get_edgecolor()[0] for a in shown]  # greener than red
+    assert frames == data["found_right"].flatten().tolist()
+    same = {**data, "pair_cosine": np.ones((count, count))}  # a collapse
+    assert rendered(word_pictures.pairs(same), tmp_path)
+    assert [f({}) for f in (word_pictures.pairs, word_pictures.found, word_pictures.plane)] == [None] * 3
+
+
+def test_images_and_captions_are_told_apart_in_the_plane(tmp_path):
+    data = captioned()
+    images, captions = rendered(word_pictures.plane(data), tmp_path).axes[0].collections
+    np.testing.assert_array_equal(images.get_offsets(), data["plane"][:30])
+    np.testing.assert_array_equal(captions.get_offsets(), data["plane"][30:])
+    assert word_pictures.plane({"plane": data["plane"][:, :1]}) is None
+
+
+def test_temperature_bias_and_gap_are_drawn(tmp_path):
+    steps = np.array([1, 5])
+    known = {"train/logit_scale": (steps, np.array([10.0, 20.0])), "train/logit_bias": (steps, np.array([-10.0, -9.0]))}
+    temperature, bias = rendered(figures.words(known), tmp_path).axes
+    np.testing.assert_allclose(temperature.lines[0].get_ydata(), [0.1, 0.05])
+    np.testing.assert_allclose(bias.lines[0].get_ydata(), [-10, -9])
+    assert figures.words({"train/loss": known["train/logit_scale"]}) is None
+
+
 # ------------------------------------------------------------------------------------------------ pages
 @pytest.fixture
 def run(tmp_path):
@@ -270,6 +315,16 @@ def test_the_page_tells_every_result(run):
     assert protocols == [("linear", "shapes"), ("knn", "shapes"), ("few_shot", "shapes"), ("retrieval", "shapes"), ("health", "shapes"),
                          ("linear", "stl10")]  # fmt: skip
     assert not list(run.rglob("*.part"))
+
+
+def test_the_confusion_of_words_is_pictured_beside_the_probe_s(run):
+    names = ["cat", "dog"]
+    evaluated(run, zero_shot=judged(names, "zero_shot"))
+    assert "by words alone" not in evaluation_section(run)
+    evaluated(run, linear=judged(names))
+    told = evaluation_section(run)
+    assert told.count("What is taken for what") == 2
+    assert "by words alone: zero_shot on shapes" in told
 
 
 def test_a_transferred_result_is_pictured_when_there_is_no_other(run):

@@ -22,6 +22,8 @@ from ssl_zoo.evaluation.features import eval_mode, extract, raw_pixels
 from ssl_zoo.evaluation.knn import accuracy
 from ssl_zoo.evaluation.labelled import knn_top1, labelled_pair, linear
 from ssl_zoo.evaluation.pictures import figure_data, save_figure_data
+from ssl_zoo.evaluation.word_pictures import word_figure_data
+from ssl_zoo.methods.two_towers import TwoTowers
 
 SAMPLE = 2048  # images in the health numbers
 RAW = 50_000  # images in the bank of raw pixels: 600 MB
@@ -194,4 +196,6 @@ class Evaluate(Callback):
 
         known = j.known if bank is not None else None
         data = figure_data(module.evaluated, j.test, queries, j.mean, j.std, views, known, bank, j.options["map"], j.seed)
+        if isinstance(module, TwoTowers):
+            data |= word_figure_data(module.project, module.text, j.test, queries)
         save_figure_data(self.figures, data)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +29,11 @@ def centre(pixels: Tensor, size: int) -> Tensor:
     """The centre [B, 3, size, size] of uint8 images [B, 3, S, S], as floats on [0, 1]."""
     off = (pixels.shape[-1] - size) // 2
     return pixels[..., off : off + size, off : off + size].float() / 255
+
+
+def as_bytes(images: Tensor) -> np.ndarray:
+    """Images on [0, 1] as uint8, for a figure."""
+    return (images.clamp(0, 1) * 255).byte().cpu().numpy()
 
 
 def normalised(pixels: Tensor, size: int, mean: tuple[float, ...], std: tuple[float, ...], resize: int | None = None) -> Tensor:

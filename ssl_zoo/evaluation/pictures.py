@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ssl_zoo.data.images import Images, spread
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.attention import attention_maps, patch_colours, patch_features, principal_components
-from ssl_zoo.evaluation.features import centre
+from ssl_zoo.evaluation.features import as_bytes, centre
 from ssl_zoo.evaluation.knn import nearest
 from ssl_zoo.files import whole
 
@@ -48,7 +48,7 @@ def figure_data(
     rows = spread(len(test), min(18, len(test)))  # images with views, then images with neighbours
     some = test.pixels[rows[:8]].to(queries.device)
     m, s = (torch.tensor(v, device=queries.device).view(1, 3, 1, 1) for v in (mean, std))
-    shown = [_bytes(v * s + m) for v in views(some)] if views else []
+    shown = [as_bytes(v * s + m) for v in views(some)] if views else []
     queries = queries.nan_to_num(0, 0, 0)
     sample = spread(len(queries), min(MAPPED, len(queries)))
     try:
@@ -57,7 +57,7 @@ def figure_data(
         log.warning("%s The map shows principal components.", e)
         points, method = feature_map(queries[sample])
     data: dict[str, np.ndarray] = {
-        "originals": _bytes(centre(some, test.image_size)),
+        "originals": as_bytes(centre(some, test.image_size)),
         **{f"view_{i}": v for i, v in enumerate(shown)},
         "map": points,
         "map_method": np.array(method),
@@ -103,8 +103,8 @@ def _neighbours(test: Images, queries: Tensor, asked: Tensor, known: Images | No
     index = index[:, 1:] if images is test else index[:, :8]  # among the test images the first is the query itself
     data = {
         "index": index.numpy(),
-        "queries": _bytes(centre(test.pixels[asked], test.image_size)),
-        "neighbours": _bytes(centre(images.pixels[index.flatten()], test.image_size)),
+        "queries": as_bytes(centre(test.pixels[asked], test.image_size)),
+        "neighbours": as_bytes(centre(images.pixels[index.flatten()], test.image_size)),
     }
     if test.labels is not None and images.labels is not None:
         data |= {"query_labels": test.labels[asked].cpu().numpy(), "neighbour_labels": images.labels[index].cpu().numpy()}
@@ -125,8 +125,3 @@ def _looks(backbone: nn.Module, x: Tensor) -> dict[str, np.ndarray]:
     if patches is not None:
         data["patches"] = patch_colours(patches).cpu().numpy()
     return data
-
-
-def _bytes(images: Tensor) -> np.ndarray:
-    """Images on [0, 1] as uint8."""
-    return (images.clamp(0, 1) * 255).byte().cpu().numpy()

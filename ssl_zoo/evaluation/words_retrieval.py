@@ -15,11 +15,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_zoo.data.captions import clean
+from ssl_zoo.data.images import Images
+from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.evaluation.scores import wilson
 from ssl_zoo.nn.numerics import unit
 
 TIE = {torch.float32: 1e-6, torch.float64: 1e-12}  # above the rounding of a cosine
 BLOCK = 1 << 15  # candidates that are compared at a time
+
+
+def distinct(images: Images) -> tuple[list[int], list[str], Tensor]:
+    """The images that can be read, the wordings of all their captions, cleaned as in training, each once, and (which of these images,
+    wording) int64 [2, P] of every caption. Others do not count: they show another image.
+    """
+    readable = images.pixels.readable().nonzero()[:, 0].tolist() if isinstance(images.pixels, OnDemand) else [*range(len(images))]
+    number: dict[str, int] = {}
+    said = [[c for c in map(clean, images.captions[row]) if c] for row in readable] if images.captions else []
+    pairs = [(i, number.setdefault(c, len(number))) for i, own in enumerate(said) for c in own]
+    return readable, list(number), torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
 
 
 @torch.no_grad()

@@ -133,6 +133,10 @@ def _figures(results: list[Result]) -> Iterator[tuple[str, str, Callable[[], Fig
 
     for n, r, what in first("confusion"):
         yield "confusion", n, lambda r=r: scores.confusion(r["confusion"], r.get("classes") or []), f"What is taken for what: {what}."
+    for n, r, what in first("confusion", "zero_shot"):
+        if r is not next(first("confusion"))[1]:
+            told = f"What is taken for what by words alone: {what}."
+            yield "zero_shot", n, lambda r=r: scores.confusion(r["confusion"], r.get("classes") or []), told
     for n, r, what in first("calibration"):
         yield "calibration", n, lambda r=r: scores.calibration(r["calibration"]), f"Whether confidence can be believed: {what}."
     for n, r, what in first("per_class"):

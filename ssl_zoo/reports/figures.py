@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from ssl_zoo.reports import word_pictures
 from ssl_zoo.reports.pictures import attention, feature_map, neighbours, patches, views
 from ssl_zoo.reports.pictures import view_grid as view_grid
 from ssl_zoo.reports.style import MAIN, RAW, SECOND, STYLE, UNTRAINED, save
@@ -53,6 +54,10 @@ def _figures(metrics: dict, summary: dict[str, Any], data: dict[str, np.ndarray]
     yield "health", health(metrics, summary), "Collapse numbers on test features; the loss alone would not show a collapse."
     coloured = "Test features, coloured by class (the labels were not used in training)."
     yield "map", feature_map(data), coloured if "labels" in data else "Test features."
+    yield "words", words(metrics), "What the method learns beside its towers, and how far apart the means of images and captions lie."
+    yield "pairs", word_pictures.pairs(data), "Cosine of test images and captions; the image of each caption is on the diagonal."
+    yield "found", word_pictures.found(data), "The nearest of the test images to captions; green: an image with this caption."
+    yield "plane", word_pictures.plane(data), "Embeddings of images and captions, the first two principal components of both together."
     framed = "; green: same class, red: another" if "query_labels" in data else ""
     yield "neighbours", neighbours(data), f"Test images (left) and their nearest neighbours in feature space{framed}."
     query = "Where the last block looks: the weights of its class token (or the mean over patches) on the patches of the image"
@@ -96,6 +101,26 @@ def curves(metrics: dict, summary: dict[str, Any]) -> Figure | None:
                 ax.axhline(value, color=colour, ls="--", lw=1.4, label=f"{label}: {value:.1f} %")
         ax.set(title="kNN top-1", xlabel="optimizer step", ylabel="%", ylim=(0, min(100, 1.25 * max(knn.max(), 10))))
         ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def words(metrics: dict) -> Figure | None:
+    """Learned temperature and bias, and the modality gap, over training."""
+    known = (
+        ("train/logit_scale", "Temperature", "1 / learned scale", lambda v: 1 / v),
+        ("train/logit_bias", "Bias", "of the sigmoid", lambda v: v),
+        ("train/gap", "Modality gap", "between the means of unit embeddings, 0 to 2", lambda v: v),
+    )
+    shown = [one for one in known if one[0] in metrics]
+    if "train/logit_scale" not in metrics:
+        return None
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 2.5), squeeze=False)
+    for ax, (key, title, what, of) in zip(axes[0], shown, strict=True):
+        steps, values = metrics[key]
+        ax.plot(steps, of(values), color=MAIN, lw=1.4)
+        ax.set_title(title)
+        ax.set_xlabel(what, fontsize=8.5)
+    figure.tight_layout()
     return figure
 
 

@@ -42,15 +42,15 @@ def neighbours(data: dict[str, np.ndarray]) -> Figure | None:
     if k == 0:
         return None
     pictures = data["neighbours"].reshape(rows, k, *data["neighbours"].shape[1:])
-    figure, axes = _grid(rows, k + 1, 0.78, 0.12)
+    figure, axes = grid(rows, k + 1, 0.78, 0.12)
     for r in range(rows):
-        _picture(axes[r, 0], data["queries"][r], INK)
+        show(axes[r, 0], data["queries"][r], INK)
         for c in range(k):
             frame = None
             if "query_labels" in data:
                 frame = RIGHT if data["neighbour_labels"][r, c] == data["query_labels"][r] else WRONG
-            _picture(axes[r, c + 1], pictures[r, c], frame)
-    _titles(axes, ["image", "nearest"])
+            show(axes[r, c + 1], pictures[r, c], frame)
+    titles(axes, ["image", "nearest"])
     return figure
 
 
@@ -60,13 +60,13 @@ def attention(data: dict[str, np.ndarray]) -> Figure | None:
     if maps is None or not len(maps):
         return None
     heads = min(HEADS, maps.shape[1])
-    figure, axes = _grid(len(maps), heads + 2, 0.95, 0.08)
+    figure, axes = grid(len(maps), heads + 2, 0.95, 0.08)
     for r, of_image in enumerate(maps):
-        _picture(axes[r, 0], data["originals"][r], INK)
+        show(axes[r, 0], data["originals"][r], INK)
         for c, shown in enumerate([of_image.mean(0), *of_image[:heads]]):
             axes[r, c + 1].imshow(shown, cmap="viridis", interpolation="nearest")
-            _bare(axes[r, c + 1])
-    _titles(axes, ["image", "mean", *(f"head {h + 1}" for h in range(heads))])
+            bare(axes[r, c + 1])
+    titles(axes, ["image", "mean", *(f"head {h + 1}" for h in range(heads))])
     return figure
 
 
@@ -75,11 +75,11 @@ def patches(data: dict[str, np.ndarray]) -> Figure | None:
     colours = data.get("patches")
     if colours is None or not len(colours):
         return None
-    figure, axes = _grid(2, len(colours), 1.05, 0.06)
+    figure, axes = grid(2, len(colours), 1.05, 0.06)
     for c, found in enumerate(colours):
-        _picture(axes[0, c], data["originals"][c])
+        show(axes[0, c], data["originals"][c])
         axes[1, c].imshow(found.transpose(1, 2, 0), interpolation="nearest")
-        _bare(axes[1, c])
+        bare(axes[1, c])
     height, width = colours.shape[2:]
     for ax, name in ((axes[0, 0], "image"), (axes[1, 0], f"{height} × {width}")):
         ax.set_ylabel(name, fontsize=9)
@@ -96,32 +96,32 @@ def view_grid(originals: np.ndarray, augmented: list[np.ndarray]) -> Figure:
     """originals uint8 [N, 3, S, S] and their views, each uint8 [N, 3, h, w] of any size, as a grid of N rows."""
     rows, count = len(originals), len(augmented)
     with plt.rc_context(STYLE):
-        figure, axes = _grid(rows, count + 1, 0.95, 0.08)
+        figure, axes = grid(rows, count + 1, 0.95, 0.08)
     for r in range(rows):
-        _picture(axes[r, 0], originals[r], INK)
+        show(axes[r, 0], originals[r], INK)
         for c in range(count):
-            _picture(axes[r, c + 1], augmented[c][r])
-    _titles(axes, ["image", *(f"view {c + 1}" for c in range(count))])
+            show(axes[r, c + 1], augmented[c][r])
+    titles(axes, ["image", *(f"view {c + 1}" for c in range(count))])
     return figure
 
 
-def _grid(rows: int, columns: int, size: float, gap: float) -> tuple[Figure, np.ndarray]:
+def grid(rows: int, columns: int, size: float, gap: float) -> tuple[Figure, np.ndarray]:
     return plt.subplots(
         rows, columns, figsize=(size * columns, size * rows), squeeze=False, gridspec_kw={"wspace": gap, "hspace": gap}
     )  # fmt: skip
 
 
-def _titles(axes: np.ndarray, titles: list[str]) -> None:
-    for ax, title in zip(axes[0], titles, strict=False):
+def titles(axes: np.ndarray, names: list[str]) -> None:
+    for ax, title in zip(axes[0], names, strict=False):
         ax.set_title(title, fontsize=9, loc="center", fontweight="normal")
 
 
-def _picture(ax: Axes, image: np.ndarray, frame: str | None = None) -> None:
+def show(ax: Axes, image: np.ndarray, frame: str | None = None) -> None:
     ax.imshow(image.transpose(1, 2, 0), interpolation="nearest" if image.shape[-1] <= 64 else "antialiased")
-    _bare(ax, frame)
+    bare(ax, frame)
 
 
-def _bare(ax: Axes, frame: str | None = None) -> None:
+def bare(ax: Axes, frame: str | None = None) -> None:
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     for spine in ax.spines.values():
