@@ -223,8 +223,20 @@ def test_a_center_moves_towards_the_mean_of_logits(momentum, shape):
         center.move()
         wanted = momentum * wanted + (1 - momentum) * logits.detach().reshape(8, 5).mean(0)
         same(center.value, wanted)
-    assert center.state_dict().keys() == {"value"}
     assert not list(center.parameters())
+
+
+def test_a_center_that_is_saved_before_it_moves_goes_on_with_the_same_batches():
+    """As after a step that a GradScaler has skipped."""
+    center, again = Center(5), Center(5)
+    center.add(torch.randn(4, 5))
+    again.load_state_dict(center.state_dict())
+    more = torch.randn(4, 5)
+    for c in (center, again):
+        c.add(more)
+        c.move()
+    assert torch.equal(center.value, again.value)
+    assert not torch.equal(center.value, 0.1 * more.mean(0))
 
 
 def test_a_center_gives_probabilities_that_ignore_what_all_images_share():

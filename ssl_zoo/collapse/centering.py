@@ -23,8 +23,8 @@ class Center(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.register_buffer("value", torch.zeros(dim))
-        self.register_buffer("added", torch.zeros(dim), persistent=False)  # buffers: a step that is left out takes them back
-        self.register_buffer("batches", torch.zeros(()), persistent=False)
+        self.register_buffer("added", torch.zeros(dim))  # buffers: a step that is left out takes them back, a GradScaler's skip leaves them
+        self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
         """Centred and sharpened probabilities of logits [..., dim]."""
