@@ -21,7 +21,7 @@ from ssl_zoo.callbacks.launcher import prepare
 from ssl_zoo.callbacks.loggers import build_loggers
 from ssl_zoo.checks import check_located
 from ssl_zoo.config import plain
-from ssl_zoo.data.captions import captioned
+from ssl_zoo.data.captions import captioned, prompted_too
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.tokens import Tokens
 from ssl_zoo.errors import UserError
@@ -31,6 +31,7 @@ from ssl_zoo.methods.base import Method
 from ssl_zoo.methods.two_towers import TwoTowers
 from ssl_zoo.nn.backbones import try_size
 from ssl_zoo.nn.text import tokenize
+from ssl_zoo.prompts import templates
 from ssl_zoo.run_folder import say
 
 log = logging.getLogger("ssl_zoo")
@@ -123,12 +124,13 @@ def build_method(config: DictConfig, data: Data) -> Method:
 
 
 def build_captions(config: DictConfig, data: Data) -> Data:
-    """For a method with words, the training images that have captions, which are cleaned."""
+    """For a method with words, the training images that have captions, which are cleaned; with prompts the test images have them too."""
     if "text" not in config.method:
         return data
     train, counts = captioned(data.train, config.data.prompts, dataset_name(config))
     say(f"captions      {counts.line()}")
-    return replace(data, train=train)
+    prompts = config.data.prompts
+    return replace(data, train=train, test=data.test if prompts is None else prompted_too(data.test, templates(prompts)))
 
 
 def build_tokens(method: Method, images: Images) -> Tokens | None:

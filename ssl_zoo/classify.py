@@ -1,6 +1,7 @@
 """`ssl-zoo classify`: which pictures, which labels and which run are meant; needs no torch."""
 
 import os
+import re
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -28,7 +29,7 @@ def classify_config(words: list[str], config_dirs: list[str]) -> DictConfig:
     if free["templates"] is not None and free["templates"] != "null":
         found["templates"] = templates(free["templates"], "templates")
     for key, values in found.items():  # ${ would be read as the name of another key
-        config[key] = OmegaConf.create([v.replace("${", "\\${") for v in values])
+        config[key] = OmegaConf.create([re.sub(r"(\\*)\$\{", r"\1\1\\${", v) for v in values])
     return config
 
 

@@ -135,7 +135,7 @@ def _compose(name: str, overrides: list[Override], loader: ConfigLoader) -> Dict
     choices = {g: c for g, c in first.hydra.runtime.choices.items() if not g.startswith("hydra/")}
     chosen = {o.key_or_group for o in groups}
     if choices.get("optimizer") == "auto":
-        choices["optimizer"] = _optimizer_for(first, values)
+        choices["optimizer"] = _optimizer_for(first, values, str(choices.get("method")))
         lines.append(f"optimizer={choices['optimizer']}")
     untuned = [f"~{g}" for g in ("recipe", "experiment") if choices.pop(g, None)]
     reference = composed(name, [*untuned, *(f"{g}={c}" for g, c in choices.items() if c and "@" not in g)])
@@ -185,10 +185,10 @@ def _parent_is_free(config: dict, key: str) -> bool:
     return False
 
 
-def _optimizer_for(config: DictConfig, values: list[Override]) -> str:
-    """AdamW for transformers, ConvNeXt and methods with words, SGD for other convolutional networks."""
+def _optimizer_for(config: DictConfig, values: list[Override], method: str) -> str:
+    """That of a method with words; else AdamW for transformers and ConvNeXt, SGD for other convolutional networks."""
     if "text" in config.method:
-        return "adamw"
+        return method if method in ("clip", "siglip") else "adamw"
     name = next((str(o.value()) for o in values if o.key_or_group == "backbone.name"), str(config.backbone.get("name", "")))
     return "adamw" if any(family in name for family in ADAMW_FAMILIES) else "sgd"
 

@@ -52,6 +52,8 @@ def as_open_clip(method: TwoTowers, backbone: dict[str, Any], about: dict[str, A
         model = {"embed_dim": method.project.out_features, "vision_cfg": vision, "text_cfg": text}
         if hasattr(method, "bias"):
             model["init_logit_bias"] = method.bias.item()
+        if method.text.quick_gelu:  # of both towers, where the image tower is open_clip's own
+            model["quick_gelu"] = True
         state = {k: v.detach().cpu().contiguous().clone() for k, v in {**weights, **words, **scale}.items()}
         difference = _difference(method, model, state, size)
         if difference <= MOST:

@@ -127,4 +127,5 @@ def _meaning(towers: Towers, count: int, top: int) -> str:
     how, shown = f"at the learned temperature {1 / towers.scale:.4f}", "" if top == count else f" ({top} are shown)"
     if towers.bias is None:
         return f"softmax over the {count} labels{shown} {how}: they share out 100 %"
-    return f"sigmoid {how} and bias {float(towers.bias):.2f}: each of the {count} labels{shown} by itself, so they need not add up to 100 %"
+    bias = float(towers.bias.detach())
+    return f"sigmoid {how} and bias {bias:.2f}: each of the {count} labels{shown} by itself, so they need not add up to 100 %"

@@ -2,9 +2,13 @@
 
 import io
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +42,50 @@ def golden_input(name: str) -> torch.Tensor:
     return torch.from_numpy(x)
 
 
-def command(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
-    """Run `ssl-zoo words...` in a process of its own."""
-    paths = {"PYTHONPATH": str(ROOT), "SSL_ZOO_CACHE": str(cwd / "cache"), **env}
-    return subprocess.run(
-        [sys.executable, "-m", "ssl_zoo", *words], cwd=cwd, env={**os.environ, **paths}, capture_output=True, text=True, timeout=600
-    )
+def command(
+    *words: str, cwd: Path, anew: bool = False, before: Callable[[], None] | None = None, **env: str
+) -> subprocess.CompletedProcess:
+    """Run `ssl-zoo words...` in a process of its own: forked from one that has imported everything, or started anew as a user's is.
+
+    before: called first, there.
+    """
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "SSL_ZOO_CACHE": str(cwd / "cache"), **env}
+    starts_others = "-m" in words or "trainer.devices=2" in words
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        if before is not None:
+            pytest.skip("processes cannot be forked here")
+        anew = True
+    if anew or starts_others:
+        assert before is None
+        return subprocess.run([sys.executable, "-m", "ssl_zoo", *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ssl_zoo.train", "ssl_zoo.evaluate", "ssl_zoo.reports.html", "lightning.pytorch"])
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("out", "err")]
+        process = context.Process(target=_main, args=(words, cwd, env, files, before))
+        process.start()
+        process.join(600)
+        if process.is_alive():
+            process.kill()
+            raise subprocess.TimeoutExpired(words, 600)
+        return subprocess.CompletedProcess(words, process.exitcode, *(f.read_text() for f in files))
+
+
+def _main(words: tuple[str, ...], cwd: Path, env: dict[str, str], files: list[Path], before: Callable[[], None] | None) -> None:
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    for number, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a command
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    sys.argv = ["ssl-zoo", *words]
+    if before is not None:
+        before()
+    from ssl_zoo.cli import main
+
+    main([*words])
 
 
 @pytest.fixture

@@ -624,7 +624,7 @@ def test_words_are_read_back_as_they_were():
 def test_a_benchmark_that_is_interrupted_goes_on_where_it_stopped(tmp_path):
     words = [w for w in SMOKE if not w.startswith("trainer=")]
     text = yaml.safe_dump(
-        {"method": ["simclr"], "seed": [0, 1], "overrides": [*words, "trainer=cpu", "epochs=40", "evaluation.baselines=false"]}
+        {"method": ["simclr"], "seed": [0, 1], "overrides": [*words, "trainer=cpu", "epochs=12", "evaluation.baselines=false"]}
     )
     (tmp_path / "mine.yaml").write_text(text)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "SSL_ZOO_CACHE": str(tmp_path / "cache")}
@@ -632,7 +632,7 @@ def test_a_benchmark_that_is_interrupted_goes_on_where_it_stopped(tmp_path):
     run = subprocess.Popen(line, cwd=tmp_path, env=env, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.02)
     os.killpg(run.pid, signal.SIGINT)
     out, err = run.communicate(timeout=120)
     assert run.returncode == 130, err
@@ -651,7 +651,7 @@ def test_a_benchmark_that_is_interrupted_goes_on_where_it_stopped(tmp_path):
     runs = sorted((tmp_path / "runs" / "mine").rglob("summary.json"))
     assert [r.parent.name for r in runs] == ["seed0", "seed1"]
     found = list(csv.DictReader(io.StringIO((tmp_path / "runs/mine/report/runs.csv").read_text())))
-    assert [(r["method"], r["seed"], r["epochs"]) for r in found] == [("simclr", "0", "40"), ("simclr", "1", "40")]
+    assert [(r["method"], r["seed"], r["epochs"]) for r in found] == [("simclr", "0", "12"), ("simclr", "1", "12")]
     assert "†" not in (tmp_path / "runs/mine/report/table.md").read_text()
     before = {f: f.stat().st_mtime_ns for f in runs}
     assert subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, timeout=120).returncode == 0

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from ssl_zoo import verbs
 from ssl_zoo.build import build_data, build_method
+from ssl_zoo.classify import classify_config
 from ssl_zoo.cli import main
 from ssl_zoo.config import compose, plain
 from ssl_zoo.data.images import Images
@@ -310,8 +311,8 @@ def test_classify_is_a_softmax_at_the_learned_temperature(here, capsys):
 def test_classify_asks_siglip_about_each_label(here, capsys):
     state = load_file(here / "siglip" / "towers.safetensors")
     assert ssl_zoo("classify", "run=siglip", "image=[red.png,'blue, light.jpg']", "labels=red") == 0
-    out = capsys.readouterr().out
-    assert out.count("sigmoid, %") == 2
+    out, err = capsys.readouterr()
+    assert (out.count("sigmoid, %"), err) == (2, "")
     pixels = torch.from_numpy(np.asarray(Image.new("RGB", (16, 16), (250, 10, 10)))).permute(2, 0, 1)[None]
     image, text, _, _ = by_hand(here / "siglip", ["red"], pixels)
     logit = state["log_scale"].exp() * float(image @ text.T) + state["bias"]
@@ -375,6 +376,11 @@ def test_what_cannot_be_classified(here, capsys, words, told):
     assert told in said.err
     assert len(said.err.strip().splitlines()) == 1
     assert not said.out
+
+
+def test_free_text_is_no_grammar():
+    for label in ("a${b}", "a\\${b}", "a\\\\${b}", "\\", "$", "${", "x\\"):
+        assert plain(classify_config(["image=i.png", "run=r", f"labels={label},z"], []))["labels"] == [label, "z"]
 
 
 def test_labels_that_hold_nothing_to_the_network():

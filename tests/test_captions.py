@@ -20,7 +20,7 @@ from ssl_zoo.config import compose, conf_dir, plain
 from ssl_zoo.data import caption_tables, captioned_folder
 from ssl_zoo.data.caption_lines import Notes
 from ssl_zoo.data.caption_tables import read_table
-from ssl_zoo.data.captions import Counts, captioned, cleaned, prompted, templates
+from ssl_zoo.data.captions import Counts, captioned, cleaned, prompted, prompted_too, templates
 from ssl_zoo.data.folder import Folder
 from ssl_zoo.data.pack import pack
 from ssl_zoo.data.parquet import Parquet
@@ -106,6 +106,13 @@ def test_a_table_without_captions_is_no_table_of_captions(tmp_path):
         Folder(str(tmp_path), captions="metadata.csv").load("train")
     assert told(tmp_path, captions=None)[0] is None
     assert "captions.csv: not an image file name" in told(tmp_path, captions=None)[1]
+
+
+def test_columns_of_one_name_are_all_read(tmp_path):
+    for head in ("file_name,caption,caption", "file_name,Caption,caption"):
+        (tmp_path / "said.csv").write_text(f"{head}\na.png,first,second\n")
+        notes = Notes()
+        assert read_table(tmp_path / "said.csv", tmp_path, notes) == {"a.png": ["first", "second"]}, head
 
 
 def test_names_without_folders_and_tables_elsewhere(tmp_path, monkeypatch):
@@ -344,6 +351,9 @@ def test_prompts():
     )
     found = prompted(images, ["a photo of a {}.", "{}"])
     assert found.captions[2] == ["a photo of a aquarium fish.", "aquarium fish"]
+    too = prompted_too(images, ["{}"])
+    assert too.captions == [["apple"], [], ["dog"], ["aquarium fish"], [], ["apple"]]
+    assert torch.equal(too.pixels, images.pixels)
     assert found.captions[1] == ["a photo of a dog.", "dog"]
     assert found.pixels[:, 0, 0, 0].tolist() == [0, 2, 3, 5]
     assert found.captions[0] is found.captions[3]
@@ -387,9 +397,9 @@ def test_sentences_of_ones_own(tmp_path):
     assert templates(str(tmp_path / "mine.txt")) == ["a {}", "the {}"]
     assert templates(["a {}", "b {}"]) == ["a {}", "b {}"]
     assert templates("only {}") == ["only {}"]
-    for name, data in (("latin", b"caf\xe9 {}"), ("none", b" \n"), ("bare", b"a {}\na photo\n"), ("large", b"{}\n" * 400_000)):
+    for name, data in (("latin", b"caf\xe9 {}"), ("none", b" \n"), ("bare", b"a {}\na photo\n"), ("large", b"{}\n" * 1_500_000)):
         write(tmp_path, name, data)
-    faults = {"latin": "it is not UTF-8", "none": "holds no sentence", "large": "larger than 1 MB", "bare": "'a photo' must hold {} once"}
+    faults = {"latin": "it is not UTF-8", "none": "holds no sentence", "large": "larger than 4 MB", "bare": "'a photo' must hold {} once"}
     faults = {str(tmp_path / name): answer for name, answer in faults.items()} | {
         "": "must hold", "{} {}": "must hold", "potho": "is neither photo nor a file", str(tmp_path): "nor a file",
         "x" * 5000: "nor a file", "\0": "nor a file",

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, command
 from omegaconf import OmegaConf
 
 from ssl_zoo.augment.spec import resolve_all
@@ -324,6 +324,11 @@ def test_the_list_shows_the_users_own_choices(user_conf):
 
 
 # ---------------------------------------------------------------------------------------------- the command
+@pytest.fixture
+def cli(tmp_path):
+    return lambda *words: command(*words, cwd=tmp_path, anew=True)
+
+
 @pytest.mark.parametrize(
     "words",
     [

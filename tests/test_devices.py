@@ -185,6 +185,39 @@ def test_a_signal_to_the_group_leaves_workers_to_the_training_process(tmp_path):
     pytest.fail("workers are left")
 
 
+def sigterm_after_step_3():
+    """SIGTERM reaches the second rank alone."""
+    from ssl_zoo.callbacks.stop import Stop
+
+    before = Stop.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, *a):
+        assert trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor.__name__ == "<lambda>"
+        if trainer.global_step == 3 and trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        before(self, trainer, *a)
+
+    Stop.on_train_batch_end = on_train_batch_end
+
+
+@pytest.mark.parametrize(("batch_size", "step"), [(8, 10), (19, 5)])
+def test_a_signal_to_one_of_two_ranks_stops_both_and_loses_nothing(tmp_path, batch_size, step):
+    """Both stop at the step they agree on, and resume ends as the run that was never stopped. Epochs of 5 steps end at every tenth step,
+    after which the epoch is saved first.
+    """
+    words = [*SMOKE, f"batch_size={batch_size}", "epochs=2", "evaluation.baselines=false", "evaluation.linear.final=false"]
+    whole = Ranks(tmp_path, [*words, "run=whole"])
+    assert whole.wait() == [0, 0], whole.said(0)
+    cut = Ranks(tmp_path, [*words, "run=cut"], spy=(sigterm_after_step_3,))
+    assert cut.wait()[0] == 143, cut.said(0)
+    assert cut.said(0).count("ssl-zoo resume run=cut") == 1
+    assert saved(tmp_path / "cut")["global_step"] == step
+    resumed = Ranks(tmp_path, ["resume", "run=cut"])
+    assert resumed.wait() == [0, 0], resumed.said(0)
+    a, b = (load_file(tmp_path / r / "backbone.safetensors") for r in ("whole", "cut"))
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+
+
 def wait_with_workers():
     Path("count").write_text(str(len(multiprocessing.active_children())))
     os.replace("count", "workers")

@@ -81,7 +81,7 @@ def test_every_command_composes(line, tmp_path, monkeypatch):
 def test_the_example_of_an_own_method_runs(tmp_path):
     example = ROOT / "docs" / "examples" / "nnclr"
     done = command("--config-dir", str(example / "conf"), "method=nnclr", "trust=[nnclr]", *SMOKE, "method.queue_size=100",
-                   "augment.local_crops=1", "run=r", cwd=tmp_path, PYTHONPATH=f"{ROOT}:{example}")  # fmt: skip
+                   "augment.local_crops=1", "run=r", anew=True, cwd=tmp_path, PYTHONPATH=f"{ROOT}:{example}")  # fmt: skip
     assert done.returncode == 0, done.stderr
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{example}"}
     pytest_words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "."]

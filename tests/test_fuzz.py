@@ -355,7 +355,7 @@ def changed(name, text, place, value, edits, cut):
     return mutate(text, edits, cut)
 
 
-@fuzzed(20, 300)
+@fuzzed(20, 90)
 def test_any_run_folder_is_answered(cases, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if cases < 100:  # what a figure is made of is checked all the same, but drawing it takes most of the time

@@ -235,6 +235,21 @@ def test_text_towers_of_open_clip_load(tmp_path, layout, causal, form):
     assert lines[0].endswith(layout.__name__)
 
 
+@pytest.mark.parametrize("quick", [True, False])
+@torch.no_grad()
+def test_a_text_tower_with_quick_gelu_loads_and_goes_out(quick):
+    theirs = stirred(OpenCLIP(40, dict(VISION), dict(WORDS), quick_gelu=True))
+    tower = TextTower(40, **TEXT, quick_gelu=quick).eval()
+    lines = load_text(tower, theirs.state_dict())
+    tokens, _ = tokenize(SENTENCES, 12)
+    assert torch.allclose(tower(tokens), theirs.encode_text(tokens), **CLOSE) == quick
+    assert any(("QuickGELU here" in line) if quick else ("quick_gelu=true" in line) for line in lines)
+    method = stirred(CLIP(create("resnet18", image_size=64, stem="model"), 64, {**TEXT, "quick_gelu": quick}))
+    config = {"_target_": "ssl_zoo.nn.backbones.create", "name": "resnet18", "stem": "model"}
+    found = as_open_clip(method, config, {**ABOUT, "image_size": 64})  # both libraries are compared there
+    assert ("quick_gelu" in found.config["model_cfg"]) == quick
+
+
 @pytest.mark.parametrize("kind", METHODS)
 @torch.no_grad()
 def test_both_towers_of_one_file_meet_as_they_did(tmp_path, kind):

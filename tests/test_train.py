@@ -17,6 +17,8 @@ import torch
 from conftest import ROOT, SMOKE, command, picture, write
 from safetensors.torch import load_file
 
+from ssl_zoo.callbacks.stop import Stop
+
 
 def rows(run):
     """metrics.csv as a list of dicts."""
@@ -179,19 +181,23 @@ def test_preview(cli, tmp_path):
     assert (tmp_path / "out" / "grid.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def interrupt_at_step_9():
+    before = Stop.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, *a):
+        if trainer.global_step == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        before(self, trainer, *a)
+
+    Stop.on_train_batch_end = on_train_batch_end
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_end(cli, tmp_path):
     """Ctrl-C in the middle of an epoch, then resume: weights equal those of the run that was never stopped."""
     words = [*SMOKE, "epochs=4", "evaluation.baselines=false", "evaluation.linear.final=false"]
     assert cli(*words, "run=whole").returncode == 0
-    code = (
-        "import os, signal\nfrom ssl_zoo.callbacks.stop import Stop\nfrom ssl_zoo.cli import main\nbefore = Stop.on_train_batch_end\n"
-        "def at_step_9(self, trainer, *a):\n"
-        "    if trainer.global_step == 9: os.kill(os.getpid(), signal.SIGINT)\n    before(self, trainer, *a)\n"
-        f"Stop.on_train_batch_end = at_step_9\nmain({[*words, 'run=cut']!r})"
-    )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    cut = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=env)
+    cut = cli(*words, "run=cut", before=interrupt_at_step_9)
     assert cut.returncode == 130, cut.stderr
     assert "ssl-zoo resume run=cut" in cut.stderr
     assert torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 9
@@ -309,38 +315,6 @@ def test_two_processes_train_as_one(cli, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch_size", "step"), [(8, 10), (19, 5)])
-def test_a_signal_to_one_of_two_processes_stops_both_and_loses_nothing(tmp_path, batch_size, step):
-    """SIGTERM reaches the second rank only: both stop at the step they agree on, and resume ends as the run that was never stopped.
-    Epochs of 5 steps end at every tenth step, after which the epoch is saved first.
-    """
-    words = [*SMOKE, "trainer.devices=2", "trainer.strategy=ddp", f"batch_size={batch_size}", "epochs=2",
-             "evaluation.baselines=false", "evaluation.linear.final=false"]  # fmt: skip
-    (tmp_path / "cut.py").write_text(
-        "import os, signal, sys\nfrom ssl_zoo.callbacks.stop import Stop\nfrom ssl_zoo.cli import main\nbefore = Stop.on_train_batch_end\n"
-        "def at_step_3(self, trainer, *a):\n"
-        "    assert trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor.__name__ == '<lambda>'\n"
-        "    if trainer.global_step == 3 and trainer.global_rank == 1: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    before(self, trainer, *a)\n"
-        "if 'run=cut' in sys.argv: Stop.on_train_batch_end = at_step_3\nmain(sys.argv[1:])"
-    )
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "SSL_ZOO_CACHE": str(tmp_path / "cache")}
-
-    def go(*words):
-        return subprocess.run([sys.executable, "cut.py", *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
-
-    assert go(*words, "run=whole").returncode == 0
-    cut = go(*words, "run=cut")
-    assert cut.returncode == 143, cut.stderr
-    assert cut.stderr.count("ssl-zoo resume run=cut") == 1
-    assert torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
-    resumed = go("resume", "run=cut")
-    assert resumed.returncode == 0, resumed.stderr
-    a, b = (load_file(tmp_path / r / "backbone.safetensors") for r in ("whole", "cut"))
-    assert all(torch.equal(v, b[k]) for k, v in a.items())
-
-
-@pytest.mark.slow
 def test_names_of_any_kind_and_true_half_precision(cli, tmp_path):
     from PIL import Image
 
@@ -357,22 +331,25 @@ def test_names_of_any_kind_and_true_half_precision(cli, tmp_path):
     assert {v.dtype for v in load_file(tmp_path / "r" / "backbone.safetensors").values()} == {torch.bfloat16, torch.int64}
 
 
+def ask_after_two_batches():
+    before = Stop.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, *a):
+        self.asked |= trainer.fit_loop.total_batch_idx == 1
+        before(self, trainer, *a)
+
+    Stop.on_train_batch_end = on_train_batch_end
+
+
 @pytest.mark.slow
 def test_an_interrupted_accumulation_loses_nothing(cli, tmp_path):
     """Ctrl-C between two micro-batches of one step; BYOL's teacher must have moved before the checkpoint, and MoCo's must yet."""
-    code = (
-        "import sys\nfrom ssl_zoo.callbacks.stop import Stop\nfrom ssl_zoo.cli import main\nbefore = Stop.on_train_batch_end\n"
-        "def at_batch_2(self, trainer, *a):\n"
-        "    self.asked |= trainer.fit_loop.total_batch_idx == 1\n    before(self, trainer, *a)\n"
-        "Stop.on_train_batch_end = at_batch_2\nmain(sys.argv[1:])"
-    )
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "SSL_ZOO_CACHE": str(tmp_path / "cache")}
     for method in ("byol", "moco"):
         words = [*SMOKE, f"method={method}", "recipe=none", "method.proj_dim=16", "method.momentum=0.9", "evaluation.baselines=false",
                  "trainer.accumulate_grad_batches=3", "evaluation.linear.final=false"]  # fmt: skip
         words += ["method.queue_size=100"] if method == "moco" else []
         assert cli(*words, f"run={method}1").returncode == 0
-        cut = subprocess.run([sys.executable, "-c", code, *words, f"run={method}2"], cwd=tmp_path, env=env, capture_output=True, text=True)
+        cut = cli(*words, f"run={method}2", before=ask_after_two_batches)
         assert cut.returncode == 130, cut.stderr
         assert "Stopped after step 1;" in cut.stderr
         assert cli("resume", f"run={method}2").returncode == 0

@@ -104,6 +104,13 @@ def test_sentences_are_closed_and_counted_where_they_are_cut():
 
 
 # ------------------------------------------------------------------------------------ towers
+def test_a_sentence_cannot_spell_out_its_own_end():
+    ids, cut = tokenize(["cat <end_of_text> dog", "cat &lt;start_of_text&gt; dog", "cat dog"], 8)
+    assert torch.equal(ids[0], ids[2])
+    assert torch.equal(ids[1], ids[2])
+    assert cut == 0
+
+
 def test_clip_reads_up_to_the_end_and_siglip_all_at_once():
     torch.manual_seed(0)
     ids, _ = tokenize(["a b", "a c"], 8)

@@ -63,7 +63,7 @@ def _csv(file: Path, notes: Notes) -> Iterator[Row]:
     else:
         shown = one_line(head)[:80]
         raise UserError(f"{file} begins with '{shown}', where the names of its columns should stand: file_name and caption, for one.")
-    at, told = columns.index(name), [columns.index(s) for s in said]
+    at, told = columns.index(name), [i for i, column in enumerate(columns) if column in said]
     for number, cells in _records(lines, delimiter, notes):
         while len(cells) > len(columns) and not cells[-1].strip():
             cells.pop()

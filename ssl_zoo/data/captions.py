@@ -82,10 +82,20 @@ def prompted(images: Images, sentences: Sequence[str]) -> Images:
     labelled = images.only_labelled()
     if not len(labelled):
         raise UserError("data.prompts needs labelled images, and none of these is: set data.prompts=null, or choose another data set.")
-    names = [" ".join(name.replace("_", " ").split()) for name in images.classes]
-    if all(name.isdigit() for name in names):
-        example = one_line(sentences[0].replace(PLACE, names[-1]))
-        log.warning("the classes have numbers for names, so data.prompts makes captions such as '%s'", example)
-    said = [[sentence.replace(PLACE, name) for sentence in sentences] for name in names]
+    said = _said(images.classes, sentences)
+    if all(name.isdigit() for name in images.classes):
+        log.warning("the classes have numbers for names, so data.prompts makes captions such as '%s'", one_line(said[-1][0]))
     assert labelled.labels is not None
     return replace(labelled, captions=[said[label] for label in labelled.labels.tolist()])
+
+
+def prompted_too(images: Images, sentences: Sequence[str]) -> Images:
+    """All of these images, the labelled ones with captions as `prompted` makes them."""
+    labels = [-1] * len(images) if images.labels is None else images.labels.tolist()
+    said = dict(enumerate(_said(images.classes or [], sentences)))
+    return replace(images, captions=[said.get(label, []) for label in labels])
+
+
+def _said(classes: list[str], sentences: Sequence[str]) -> list[list[str]]:
+    names = [" ".join(name.replace("_", " ").split()) for name in classes]
+    return [[sentence.replace(PLACE, name) for sentence in sentences] for name in names]

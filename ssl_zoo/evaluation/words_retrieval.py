@@ -45,7 +45,7 @@ def first_ranks(queries: Tensor, candidates: Tensor, right: Tensor, chunk: int =
     right = right[:, right[0].argsort(stable=True)]
     of_query, candidate = right[0].contiguous(), right[1]
     best = queries.new_full((len(queries),), -torch.inf)
-    for q, c in zip(of_query.split(1 << 16), candidate.split(1 << 16), strict=True):
+    for q, c in zip(of_query.split(1 << 12), candidate.split(1 << 12), strict=True):
         best.scatter_reduce_(0, q, (queries[q] * candidates[c]).sum(1), "amax")
     ahead = torch.ones(len(queries), dtype=torch.long, device=queries.device)
     for start in range(0, len(queries), chunk):

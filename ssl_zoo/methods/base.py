@@ -157,7 +157,8 @@ class Method(L.LightningModule):
         c = self.optimizer_config
         total = int(self.trainer.estimated_stepping_batches)
         fused = self.device.type in ("cpu", "cuda") and not str(self.trainer.precision).startswith("16")  # a GradScaler comes between
-        optimizer = build_optimizer(self, c, self.global_batch / 256, self.fixed_lr_modules(), fused)
+        scale = self.global_batch / 256 if c.get("scale_lr", True) else 1.0
+        optimizer = build_optimizer(self, c, scale, self.fixed_lr_modules(), fused)
         optimizer.register_step_post_hook(self._step_taken)
         per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)  # an epoch's last step may be of fewer
         shape = schedule(c, total, per_epoch)

@@ -35,7 +35,8 @@ def load_text(tower: TextTower, content: Any) -> list[str]:
         parts = [f"lacks {some(lacking)}"] * bool(lacking) + [f"has {some(unknown)} beyond it"] * bool(unknown)
         raise UserError(f"method.text_weights is not of open_clip's plain text transformer: it {' and '.join(parts)}.")
     _fill(tower.net, theirs)
-    heads = f"attention has {tower.net.heads} heads and {'is' if tower.causal else 'is not'} causal here; no state dict tells these"
+    kind = "QuickGELU" if tower.quick_gelu else "GELU (OpenAI's: method.text.quick_gelu=true)"
+    heads = f"attention has {tower.net.heads} heads, {'is' if tower.causal else 'is not'} causal, {kind} here; no state dict tells these"
     return [f"text     {LAYOUTS[prefix]}", f"loaded   {len(theirs):4d} tensors", *(f"note     {n}" for n in (*notes, heads))]
 
 
@@ -50,14 +51,17 @@ def load_meeting(method: Any, content: Any) -> list[str]:
         raise UserError("The file projects images with a bias, as SigLIP's do: use method=siglip, or give image_weights another file.")
     state = {"project.weight": weight}
     if method.project.bias is not None:
-        state["project.bias"] = torch.zeros(len(weight)) if bias is None or name == "visual.proj" else bias
+        state["project.bias"] = torch.zeros(weight.shape[:1]) if bias is None or name == "visual.proj" else bias
     for ours, theirs in (("log_scale", ("log_scale", "logit_scale")), ("bias", ("bias", "logit_bias"))):
         found = next((flat[n] for n in theirs if n in flat), None)
         if found is not None and hasattr(method, ours):
+            if found.numel() != 1:
+                raise UserError(f"{ours} of the file is {_shape(found)} and should be one number: it is no checkpoint of CLIP or SigLIP.")
             state[ours] = found.reshape(())
     if weight.shape != method.project.weight.shape:
         shapes = f"{_shape(weight)} in the file and {_shape(method.project.weight)} here"
-        raise UserError(f"The projection of images is {shapes}: set method.embed_dim={len(weight)} and the backbone of the file.")
+        advice = f"set method.embed_dim={len(weight)} and the backbone of the file" if weight.dim() else "it is of no known layout"
+        raise UserError(f"The projection of images is {shapes}: {advice}.")
     _fill(method, state)
     return [f"meeting  {', '.join(state)}"]
 
