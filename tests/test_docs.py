@@ -123,6 +123,22 @@ def test_the_tables_of_speed_are_those_that_were_measured(file):
         assert "| " + " | ".join(str(v) for v in row.values()) + " |" in page
 
 
+def test_what_is_said_of_combinations_is_what_was_measured():
+    found = json.loads((ROOT / "docs/results/clip-shapes-held-out.json").read_text())
+    page = " ".join((ROOT / "docs/words.md").read_text().split())
+    z, (to_text, to_image) = found["zero_shot"], found["retrieval"]
+    for name, said in (("seen", "seen combinations"), ("held_out", "held out")):
+        low, high = z[f"{name}_top1_interval"]
+        row = f"| {said} | {z[f'{name}_top1']:.1f} % | {low:.1f} to {high:.1f} | {z[f'{name}_images']:,} | {z['chance_top1']} % |"
+        assert row in page
+    assert f"{z['top1']:.1f} % on all test images, a single one {z['mean_template_top1']:.1f} %" in page
+    assert f"R@1 {to_text['recall_at_1'] + 1e-6:.1f} % from image to text and {to_image['recall_at_1']:.1f} % from text to image" in page
+    assert f"(chance {to_text['chance_at_1']:.2f} % and {to_image['chance_at_1']:.2f} %)" in page
+    assert f"R@5 {to_text['recall_at_5']:.1f} % and {to_image['recall_at_5']:.1f} %" in page
+    assert f"{found['epochs']} epochs of 8,000 images" in page
+    assert round(found["seconds"]["training"], -1) == 570
+
+
 def test_the_table_of_the_benchmark_page_is_that_of_its_runs():
     page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8").replace("**", "")
     with open(ROOT / "docs" / "results" / "suite-shapes.csv", newline="") as f:
