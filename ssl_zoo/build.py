@@ -37,6 +37,7 @@ from ssl_zoo.run_folder import say
 log = logging.getLogger("ssl_zoo")
 LONG_RUN = 1.5e8  # pixels of views, 40 to 70 seconds of one core without the compiler; compiling takes it 10 to 50
 NEUTRAL = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+MANY_CAPTIONS = 100_000  # about half a minute
 
 
 @dataclass
@@ -139,6 +140,8 @@ def build_tokens(method: Method, images: Images) -> Tokens | None:
         return None
     assert images.captions is not None
     unique = {id(own): own for own in images.captions}
+    if (count := sum(map(len, unique.values()))) > MANY_CAPTIONS:
+        say(f"captions      {count:,} become tokens, which takes a while")
     ids, cut = tokenize((caption for own in unique.values() for caption in own), method.text.context)
     if cut:
         say(f"captions      {cut:,} of {len(ids):,} are cut at {method.text.context} tokens (method.text.context)")

@@ -465,6 +465,7 @@ def test_columns_of_parquet_that_are_no_captions(tmp_path):
         "image": image,
         "captions": [["a", None], ["b"], None, []],
         "text": ["a", "b", None, ""],
+        "json": ['["a", "b"]', "[a", "[]", None],
         "number": [1, 2, 3, 4],
         "pair": [{"a": 1}] * 4,
     }
@@ -473,6 +474,7 @@ def test_columns_of_parquet_that_are_no_captions(tmp_path):
     for column, wanted in (
         ("captions", [["a"], ["b"], [], []]),
         ("text", [["a"], ["b"], [], [""]]),
+        ("json", [["a", "b"], ["[a"], [], []]),
         ("number", [[]] * 4),
         ("pair", [[]] * 4),
     ):

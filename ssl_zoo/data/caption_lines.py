@@ -93,6 +93,6 @@ def sentences(cell: str) -> list[str]:
             found = json.loads(cell)
         except (ValueError, RecursionError):
             found = None
-        if isinstance(found, list) and found and all(isinstance(s, str) for s in found):
-            return found
+        if isinstance(found, list) and all(isinstance(s, str) for s in found):
+            return [s.encode("utf-8", "replace").decode() for s in found]  # JSON may hold half a character
     return [cell]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ssl_zoo.data.caption_lines import sentences
 from ssl_zoo.data.encoded import LARGEST
 from ssl_zoo.data.spans import Scan, index_of
 from ssl_zoo.errors import UserError
@@ -121,7 +122,7 @@ def _rows_of_items(data: np.ndarray, layout: Layout) -> tuple[Any, ...]:
     }
     number = "label" in layout.at and layout.formats[layout.at["label"]] == "int"
     labels = [str(int.from_bytes(t, "little", signed=True)) if number else t.decode("utf-8", "replace") for t in text["label"] or []]
-    captions = [_sentences(t.decode("utf-8", "replace")) for t in text["captions"] or []]
+    captions = [sentences(t.decode("utf-8", "replace")) if t else [] for t in text["captions"] or []]
     offset, size = (x.tolist() for x in place["image"])
     return [f"item {i}" for i in rows], offset, size, labels or [None] * len(rows), captions or [None] * len(rows)
 
@@ -148,17 +149,5 @@ def _rows_of_arrow(data: np.ndarray, layout: Layout) -> tuple[Any, ...]:
         none = [None] * len(column)
         labels += [None if v is None else str(v) for v in batch.column(layout.names["label"]).to_pylist()] if "label" in layout.at else none
         said = batch.column(layout.names["captions"]).to_pylist() if "captions" in layout.at else none
-        captions += [None if v is None else _sentences(v) for v in said]
+        captions += [None if v is None else sentences(v) if v else [] for v in said]
     return [f"item {i}" for i in range(len(offset))], offset, size, labels, captions
-
-
-def _sentences(text: str) -> list[str]:
-    """The captions in a text: a list in JSON, or one sentence."""
-    if text.startswith("["):
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
-            found = None
-        if isinstance(found, list) and all(isinstance(s, str) for s in found):
-            return [s.encode("utf-8", "replace").decode() for s in found]
-    return [text] if text else []

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ssl_zoo.data.cache import stamp
+from ssl_zoo.data.caption_lines import sentences
 from ssl_zoo.data.decode import cache_dir, decode
 from ssl_zoo.data.encoded import BLOCKS, read_file
 from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
@@ -78,7 +79,7 @@ class Parquet:
         rows = Rows(files, self.columns[0])
         pixels, kept, skipped, size = decode(rows, self.image_size, self.cache, self.decoded, rows.stamp)
         if captions is not None:
-            said = ((c if isinstance(c, list) else [c]) for c in (captions[i] for i in kept))
+            said = (c if isinstance(c, list) else sentences(c) if isinstance(c, str) else [] for c in (captions[i] for i in kept))
             captions = [[s for s in some if isinstance(s, str)] for some in said]
         classes = self._classes.names if self._classes else None
         return Images(pixels, None if labels is None else labels[torch.tensor(kept)], classes, size, captions, skipped)
