@@ -100,7 +100,9 @@ def _limited(words, folder):
 @pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are those of Linux")
 def test_a_real_limit_is_one_sentence_and_no_hang(tmp_path):
     words = [*WORDS, "batch_size=192", "dataset.train_size=192", "dataset.image_size=96", "augment.compile=false", f"run={tmp_path}/r"]
-    child = multiprocessing.get_context("fork").Process(target=_limited, args=(words, tmp_path))
+    context = multiprocessing.get_context("forkserver")  # not from here: what earlier tests have freed would be used up first
+    context.set_forkserver_preload(["ssl_zoo.train", "lightning.pytorch"])
+    child = context.Process(target=_limited, args=(words, tmp_path))
     child.start()
     child.join(120)
     assert child.exitcode == 2
