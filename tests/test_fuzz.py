@@ -99,7 +99,7 @@ OPTIONS = st.sampled_from([[], [], [], [], ["-m"], ["--config-dir", "nowhere"], 
 VERBS = st.sampled_from([[], [], [], [], ["pretrain"], ["eval"], ["preview"], ["shard"], ["resume"], ["report"], ["list"], ["benchmark"]])
 
 
-@fuzzed(30, 600)
+@fuzzed(30, 400)
 def test_any_command_line_is_answered(cases, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/a secret")
