@@ -102,7 +102,7 @@ def alternatives(method: Method, config: Any, loader: Loader, device: str, steps
 def main() -> None:
     options = arguments(__doc__, set=["backbone=tiny"], rounds=9, steps=8)
     quieten()
-    config = compose("train", [*options.set, "epochs=1000000", "trainer.devices=1"])
+    config = compose("train", [*options.set, "epochs=1000000", "trainer.devices=1", "+trainer.enable_checkpointing=false"])
     config.trainer.accelerator = "gpu" if options.device == "cuda" else "cpu"
     config.augment.compile = True if config.augment.compile == "auto" else config.augment.compile
     data = build_data(config)
