@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +13,7 @@ from ssl_zoo.reports.evaluations import evaluation_section, words
 from ssl_zoo.reports.figures import curves_caption, draw_all
 from ssl_zoo.reports.html import write_report
 from ssl_zoo.reports.page import page
-from ssl_zoo.reports.style import STYLE
+from ssl_zoo.reports.style import STYLE, save
 
 RNG = np.random.default_rng(0)
 ODD = ["$a_$", "100 % <b>", "日本語", "cl\udcff", "x" * 60]
@@ -183,22 +184,30 @@ def arrays(n=8, heads=3, classes=10, **more):
     }
 
 
+def placed(ax):
+    """The images of a mosaic by row and column."""
+    return {(int(top), int(left)): i for i in ax.images for left, _, _, top in [i.get_extent()]}
+
+
 @pytest.mark.parametrize(("n", "heads"), [(8, 3), (1, 1), (2, 16)])
 def test_attention_shows_the_mean_and_up_to_six_heads(n, heads, tmp_path):
     data = arrays(n, heads)
-    axes = np.array(rendered(pictures.attention(data), tmp_path).axes).reshape(n, -1)
-    assert [a.get_title() for a in axes[0]] == ["image", "mean", *(f"head {h + 1}" for h in range(min(heads, 6)))]
-    np.testing.assert_allclose(axes[-1, 1].images[0].get_array(), data["attention"][-1].mean(0))
-    np.testing.assert_allclose(axes[-1, 2].images[0].get_array(), data["attention"][-1, 0])
+    (ax,) = rendered(pictures.attention(data), tmp_path).axes
+    names = ["image", "mean", *(f"head {h + 1}" for h in range(min(heads, 6)))]
+    assert [t.get_text() for t in ax.texts] == names
+    shown = placed(ax)
+    assert [*shown] == [(r, c) for r in range(n) for c in range(len(names))]
+    np.testing.assert_allclose(shown[n - 1, 1].get_array(), data["attention"][-1].mean(0))
+    np.testing.assert_allclose(shown[n - 1, 2].get_array(), data["attention"][-1, 0])
     assert pictures.attention({**data, "attention": data["attention"][:0]}) is None
 
 
 @pytest.mark.parametrize("n", [1, 8])
 def test_patches_lie_below_their_images(n, tmp_path):
     data = arrays(n)
-    axes = np.array(rendered(pictures.patches(data), tmp_path).axes).reshape(2, n)
-    np.testing.assert_array_equal(axes[1, -1].images[0].get_array(), data["patches"][-1].transpose(1, 2, 0))
-    assert axes[1, 0].get_ylabel() == "8 × 8"
+    (ax,) = rendered(pictures.patches(data), tmp_path).axes
+    np.testing.assert_array_equal(placed(ax)[1, n - 1].get_array(), data["patches"][-1].transpose(1, 2, 0))
+    assert [t.get_text() for t in ax.texts] == ["image", "8 × 8"]
 
 
 @pytest.mark.parametrize("classes", [1, 10, 200])
@@ -231,12 +240,22 @@ def test_pairs_and_what_captions_find(count, found, tmp_path):
     np.testing.assert_allclose(told, data["pair_cosine"].flatten(), atol=0.0051)
     assert len(matrix.get_yticklabels()) == count
     figure = rendered(word_pictures.found(data), tmp_path)
-    shown = [a for a in figure.axes if a.images]
-    frames = [a.spines["left"].get_edgecolor()[1] > a.spines["left"].get_edgecolor()[0] for a in shown]  # greener than red
+    (ax,) = figure.axes
+    assert [*placed(ax)] == [(r, c + 2) for r in range(count) for c in range(found)]
+    assert [(int(p.get_y()), int(p.get_x())) for p in ax.patches] == [*placed(ax)]
+    frames = [p.get_edgecolor()[1] > p.get_edgecolor()[0] for p in ax.patches]  # greener than red
     assert frames == data["found_right"].flatten().tolist()
     same = {**data, "pair_cosine": np.ones((count, count))}  # a collapse
     assert rendered(word_pictures.pairs(same), tmp_path)
     assert [f({}) for f in (word_pictures.pairs, word_pictures.found, word_pictures.plane)] == [None] * 3
+
+
+def test_letters_that_the_font_lacks_are_no_warning(tmp_path):
+    data = {**captioned(), "asked": np.array(["日本語", "a"]), "found_right": np.ones((2, 3), dtype=bool)}
+    data["found"] = data["found"][:6]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert png(save(word_pictures.found(data), tmp_path / "found.png"))
 
 
 def test_images_and_captions_are_told_apart_in_the_plane(tmp_path):

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from ssl_zoo.reports.style import INK, MAIN, RAW, RIGHT, STYLE, WRONG, plain, short
 
@@ -42,16 +43,15 @@ def neighbours(data: dict[str, np.ndarray]) -> Figure | None:
     if k == 0:
         return None
     pictures = data["neighbours"].reshape(rows, k, *data["neighbours"].shape[1:])
-    figure, axes = grid(rows, k + 1, 0.78, 0.12)
+    shown = Mosaic(rows, k + 1, 0.78, 0.12)
     for r in range(rows):
-        show(axes[r, 0], data["queries"][r], INK)
+        shown.show(r, 0, data["queries"][r], INK)
         for c in range(k):
             frame = None
             if "query_labels" in data:
                 frame = RIGHT if data["neighbour_labels"][r, c] == data["query_labels"][r] else WRONG
-            show(axes[r, c + 1], pictures[r, c], frame)
-    titles(axes, ["image", "nearest"])
-    return figure
+            shown.show(r, c + 1, pictures[r, c], frame)
+    return shown.titled(["image", "nearest"])
 
 
 def attention(data: dict[str, np.ndarray]) -> Figure | None:
@@ -60,14 +60,12 @@ def attention(data: dict[str, np.ndarray]) -> Figure | None:
     if maps is None or not len(maps):
         return None
     heads = min(HEADS, maps.shape[1])
-    figure, axes = grid(len(maps), heads + 2, 0.95, 0.08)
+    shown = Mosaic(len(maps), heads + 2, 0.95, 0.08)
     for r, of_image in enumerate(maps):
-        show(axes[r, 0], data["originals"][r], INK)
-        for c, shown in enumerate([of_image.mean(0), *of_image[:heads]]):
-            axes[r, c + 1].imshow(shown, cmap="viridis", interpolation="nearest")
-            bare(axes[r, c + 1])
-    titles(axes, ["image", "mean", *(f"head {h + 1}" for h in range(heads))])
-    return figure
+        shown.show(r, 0, data["originals"][r], INK)
+        for c, one in enumerate([of_image.mean(0), *of_image[:heads]]):
+            shown.show(r, c + 1, one)
+    return shown.titled(["image", "mean", *(f"head {h + 1}" for h in range(heads))])
 
 
 def patches(data: dict[str, np.ndarray]) -> Figure | None:
@@ -75,15 +73,13 @@ def patches(data: dict[str, np.ndarray]) -> Figure | None:
     colours = data.get("patches")
     if colours is None or not len(colours):
         return None
-    figure, axes = grid(2, len(colours), 1.05, 0.06)
+    shown = Mosaic(2, len(colours), 1.05, 0.06)
     for c, found in enumerate(colours):
-        show(axes[0, c], data["originals"][c])
-        axes[1, c].imshow(found.transpose(1, 2, 0), interpolation="nearest")
-        bare(axes[1, c])
-    height, width = colours.shape[2:]
-    for ax, name in ((axes[0, 0], "image"), (axes[1, 0], f"{height} × {width}")):
-        ax.set_ylabel(name, fontsize=9)
-    return figure
+        shown.show(0, c, data["originals"][c])
+        shown.show(1, c, found)
+    for r, name in enumerate(("image", f"{colours.shape[2]} × {colours.shape[3]}")):
+        shown.ax.text(-0.04, r + 0.5, name, fontsize=9, rotation=90, ha="right", va="center")
+    return shown.figure
 
 
 def views(data: dict[str, np.ndarray]) -> Figure | None:
@@ -96,33 +92,35 @@ def view_grid(originals: np.ndarray, augmented: list[np.ndarray]) -> Figure:
     """originals uint8 [N, 3, S, S] and their views, each uint8 [N, 3, h, w] of any size, as a grid of N rows."""
     rows, count = len(originals), len(augmented)
     with plt.rc_context(STYLE):
-        figure, axes = grid(rows, count + 1, 0.95, 0.08)
-    for r in range(rows):
-        show(axes[r, 0], originals[r], INK)
-        for c in range(count):
-            show(axes[r, c + 1], augmented[c][r])
-    titles(axes, ["image", *(f"view {c + 1}" for c in range(count))])
-    return figure
+        shown = Mosaic(rows, count + 1, 0.95, 0.08)
+        for r in range(rows):
+            shown.show(r, 0, originals[r], INK)
+            for c in range(count):
+                shown.show(r, c + 1, augmented[c][r])
+        return shown.titled(["image", *(f"view {c + 1}" for c in range(count))])
 
 
-def grid(rows: int, columns: int, size: float, gap: float) -> tuple[Figure, np.ndarray]:
-    return plt.subplots(
-        rows, columns, figsize=(size * columns, size * rows), squeeze=False, gridspec_kw={"wspace": gap, "hspace": gap}
-    )  # fmt: skip
+class Mosaic:
+    """Square pictures in rows and columns, all in one pair of axes: axes for each take ten times as long to draw."""
 
+    def __init__(self, rows: int, columns: int, size: float, gap: float, ax: Axes | None = None) -> None:
+        self.ax = ax or plt.subplots(figsize=(size * columns, size * rows))[1]
+        self.figure: Figure = self.ax.figure  # type: ignore[assignment]
+        self.margin = 0.5 * gap
+        self.ax.set(xlim=(0, columns), ylim=(rows, 0), autoscale_on=False)
+        self.ax.set_axis_off()
 
-def titles(axes: np.ndarray, names: list[str]) -> None:
-    for ax, title in zip(axes[0], names, strict=False):
-        ax.set_title(title, fontsize=9, loc="center", fontweight="normal")
+    def show(self, row: int, column: int, image: np.ndarray, frame: str | None = None) -> None:
+        """image: [3, S, S] in colours, or [S, S] of one quantity."""
+        left, right, top, bottom = (x + s * self.margin for x, s in ((column, 1), (column + 1, -1), (row, 1), (row + 1, -1)))
+        picture = image if image.ndim == 2 else image.transpose(1, 2, 0)
+        how = "nearest" if image.shape[-1] <= 64 else "antialiased"
+        self.ax.imshow(picture, cmap="viridis", interpolation=how, extent=(left, right, bottom, top), aspect="auto")
+        if frame is not None:
+            self.ax.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=frame, lw=2.2, clip_on=False))
 
-
-def show(ax: Axes, image: np.ndarray, frame: str | None = None) -> None:
-    ax.imshow(image.transpose(1, 2, 0), interpolation="nearest" if image.shape[-1] <= 64 else "antialiased")
-    bare(ax, frame)
-
-
-def bare(ax: Axes, frame: str | None = None) -> None:
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set(visible=frame is not None, color=frame, linewidth=2.2)
+    def titled(self, names: list[str]) -> Figure:
+        """The figure, with the names of its first columns above them."""
+        for c, name in enumerate(names):
+            self.ax.text(c + 0.5, -0.06, name, fontsize=9, ha="center", va="bottom")
+        return self.figure

@@ -1,6 +1,7 @@
 """How every figure looks."""
 
 import io
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -48,7 +49,9 @@ def short(name: str, length: int = 18) -> str:
 def save(figure: Figure, file: Path) -> Path:
     """Write a figure whole or not at all, and forget it."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter that the font lacks is a box
+        figure.savefig(drawn, format="png")
     plt.close(figure)
     with whole(file, sync=False) as f:
         f.write(drawn.getvalue())

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from ssl_zoo.reports.pictures import bare, grid, show
+from ssl_zoo.reports.pictures import Mosaic
 from ssl_zoo.reports.style import INK, MAIN, RIGHT, SECOND, SHARES, WRONG, plain
 
 Data = dict[str, np.ndarray]
@@ -17,15 +17,11 @@ def pairs(data: Data) -> Figure | None:
     if "pair_cosine" not in data or not len(data["pair_cosine"]):
         return None
     cosine, count = data["pair_cosine"], len(data["pair_cosine"])
-    figure, axes = plt.subplots(
-        2, count, figsize=(0.72 * count, 0.72 + 0.42 * count), squeeze=False,
-        gridspec_kw={"height_ratios": [1.6, count], "wspace": 0.06, "hspace": 0.04},
-    )  # fmt: skip
-    for ax, image in zip(axes[0], data["pair_images"], strict=True):
-        show(ax, image)
-    for ax in axes[1]:
-        ax.remove()
-    ax = figure.add_subplot(axes[1, 0].get_gridspec()[1, :])
+    size = (0.72 * count, 0.72 + 0.42 * count)
+    figure, (above, ax) = plt.subplots(2, 1, figsize=size, gridspec_kw={"height_ratios": [1.6, count], "hspace": 0.04})
+    shown = Mosaic(1, count, 0.72, 0.06, above)
+    for c, image in enumerate(data["pair_images"]):
+        shown.show(0, c, image)
     low, high = float(cosine.min()), float(cosine.max())
     ax.imshow(cosine.T, cmap=SHARES, vmin=low, vmax=max(high, low + 1e-6), aspect="auto", interpolation="nearest")
     for image in range(count):
@@ -45,17 +41,12 @@ def found(data: Data) -> Figure | None:
         return None
     rows, count = data["found_right"].shape
     pictures = data["found"].reshape(rows, count, *data["found"].shape[1:])
-    figure, axes = grid(rows, count + 2, 0.95, 0.08)
+    shown = Mosaic(rows, count + 2, 0.95, 0.08)
     for r in range(rows):
-        space = axes[r, 0].get_gridspec()[r, :2]
-        for ax in axes[r, :2]:
-            ax.remove()
-        ax = figure.add_subplot(space)
-        bare(ax)
-        ax.text(0.97, 0.5, wrapped(data["asked"][r], 28, 4), ha="right", va="center", fontsize=8.5, transform=ax.transAxes)
+        shown.ax.text(1.94, r + 0.5, wrapped(data["asked"][r], 28, 4), ha="right", va="center", fontsize=8.5)
         for c in range(count):
-            show(axes[r, c + 2], pictures[r, c], RIGHT if data["found_right"][r, c] else WRONG)
-    return figure
+            shown.show(r, c + 2, pictures[r, c], RIGHT if data["found_right"][r, c] else WRONG)
+    return shown.figure
 
 
 def plane(data: Data) -> Figure | None:
