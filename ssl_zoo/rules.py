@@ -116,6 +116,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.bias_base_lr": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
     "optimizer.final_weight_decay": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
     "optimizer.scale_lr": (_one_of(True, False), "true or false"),
+    "optimizer.decay_positions": (_one_of(True, False), "true or false"),
     "optimizer.base_lr": (_number(0), "a number of at least 0"),
     "optimizer.momentum": (_or(_one_of(None), _number(0, 0.9999999)), "null or a number from 0 to below 1"),
     "optimizer.trust_coefficient": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),

@@ -9,6 +9,7 @@ import timm.optim
 import torch
 from conftest import GOLDEN, ROOT, golden_input
 from omegaconf import OmegaConf
+from timm.models import VisionTransformer
 from torch import nn
 
 from ssl_zoo.errors import UserError
@@ -16,6 +17,7 @@ from ssl_zoo.methods.byol import BYOL
 from ssl_zoo.methods.dino import DINO
 from ssl_zoo.methods.moco import MoCo
 from ssl_zoo.methods.moco_v3 import MoCoV3
+from ssl_zoo.nn.text import TextTower
 from ssl_zoo.optim.build import build_optimizer
 from ssl_zoo.optim.groups import param_groups
 from ssl_zoo.optim.lars import LARS
@@ -209,6 +211,18 @@ def test_norms_and_biases_are_neither_decayed_nor_scaled():
     assert all(p is not net.frozen for g in (matrices, vectors) for p in g["params"])
     decayed = param_groups(net, config(weight_decay=0.1, decay_norm_and_bias=True), 1.0)[1]
     assert (decayed["weight_decay"], decayed["trust"]) == (0.1, True)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "adamw"])
+def test_positions_of_both_towers_are_not_decayed_for_words(name):
+    image, text = VisionTransformer(8, 4, embed_dim=8, depth=1, num_heads=2), TextTower(8, width=8, heads=2, layers=1, context=8)
+    towers = nn.ModuleDict({"image": image, "text": text})
+    names = {id(p): n for n, p in towers.named_parameters()}
+    bare = {names[id(p)] for g in param_groups(towers, config(name), 1.0) if g["weight_decay"] == 0 for p in g["params"]}
+    positions = {"image.cls_token", "image.pos_embed", "text.net.positional_embedding"}
+    vectors = {n for n, p in towers.named_parameters() if p.ndim <= 1}
+    assert positions <= set(names.values())
+    assert bare == (vectors if name == "adamw" else vectors | positions)
 
 
 def test_norms_and_biases_can_have_a_rate_of_their_own():
