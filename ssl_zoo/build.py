@@ -21,7 +21,7 @@ from ssl_zoo.callbacks.launcher import prepare
 from ssl_zoo.callbacks.loggers import build_loggers
 from ssl_zoo.checks import check_located
 from ssl_zoo.config import plain
-from ssl_zoo.data.captions import captioned, prompted_too
+from ssl_zoo.data.captions import Counts, captioned, prompted_too
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.tokens import Tokens
 from ssl_zoo.errors import UserError
@@ -46,6 +46,7 @@ class Data:
     test: Images
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    captions: Counts | None = None  # of the training images, for a method with words
 
 
 def build(config: DictConfig, slot: str, **kwargs: Any) -> Any:
@@ -131,7 +132,8 @@ def build_captions(config: DictConfig, data: Data) -> Data:
     train, counts = captioned(data.train, config.data.prompts, dataset_name(config))
     say(f"captions      {counts.line()}")
     prompts = config.data.prompts
-    return replace(data, train=train, test=data.test if prompts is None else prompted_too(data.test, templates(prompts)))
+    test = data.test if prompts is None else prompted_too(data.test, templates(prompts))
+    return replace(data, train=train, test=test, captions=counts)
 
 
 def build_tokens(method: Method, images: Images) -> Tokens | None:
@@ -147,7 +149,7 @@ def build_tokens(method: Method, images: Images) -> Tokens | None:
         say(f"captions      {cut:,} of {len(ids):,} are cut at {method.text.context} tokens (method.text.context)")
     starts = dict(zip(unique, itertools.accumulate(map(len, unique.values()), initial=0), strict=False))
     places = [(starts[id(own)], len(own)) for own in images.captions]
-    return Tokens(ids, *torch.tensor(places).unbind(1))
+    return Tokens(ids, *torch.tensor(places).unbind(1), cut)
 
 
 def build_trainer(config: DictConfig, run: Path, callbacks: list[L.Callback]) -> L.Trainer:

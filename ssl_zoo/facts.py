@@ -1,5 +1,6 @@
 """What a summary says of a run before its numbers."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def facts_of(
             "skipped_count": len(skipped),
             "resident": loader.resident,
             "source": loader.about(),
+            **({"captions": {**asdict(data.captions), "cut": loader.tokens.cut}} if data.captions and loader.tokens else {}),
         },
         "run": str(run),
         "sync": sync_command(run),

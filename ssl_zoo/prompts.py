@@ -23,6 +23,16 @@ def shipped() -> list[str]:
     return sorted(f.stem for f in (conf_dir() / "templates").glob("*.txt"))
 
 
+def spoken(names: Sequence[str]) -> list[str]:
+    """What classes are called in a sentence: spaces for underscores."""
+    return [" ".join(name.replace("_", " ").split()) for name in names]
+
+
+def only_numbers(names: Sequence[str]) -> bool:
+    """Whether classes have nothing but numbers for names, so that sentences of them mean little."""
+    return all(name.strip().lstrip("-").replace(".", "", 1).isdigit() for name in names)
+
+
 def templates(given: str | Sequence[str], key: str = "data.prompts") -> list[str]:
     """Sentences that hold {} once, where the name of a class goes: a list of ssl_zoo by its name ("photo"), a list, a single sentence, or a
     text file with one a line. UserError, which names the config's `key`, for anything else.

@@ -9,7 +9,7 @@ from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.labelled import labelled_pair
 from ssl_zoo.evaluation.words_retrieval import distinct, words_retrieval
 from ssl_zoo.evaluation.zero_shot import seen_and_held_out, zero_shot
-from ssl_zoo.prompts import PLACE, templates
+from ssl_zoo.prompts import PLACE, only_numbers, spoken, templates
 from ssl_zoo.word_lists import word_list
 from ssl_zoo.words import Towers
 
@@ -48,11 +48,11 @@ def class_names(given: str | list[str] | None, data: Data) -> list[str]:
         if len(found) != count:
             raise UserError(f"protocol.classes holds {len(found):,} names, but the data set has {count:,} classes: give one for each.")
         return found
-    if not names or all(name.strip().lstrip("-").replace(".", "", 1).isdigit() for name in names):
+    if not names or only_numbers(names):
         raise UserError(
             f"The data set has numbers for its {count:,} classes, and no names: give them with protocol.classes=[...] or a file."
         )
-    return [" ".join(name.replace("_", " ").split()) for name in names]
+    return spoken(names)
 
 
 def judge_zero_shot(e: "Evaluation") -> dict[str, Any]:

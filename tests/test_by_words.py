@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ssl_zoo import verbs
-from ssl_zoo.build import build_data, build_method
+from ssl_zoo.build import build_captions, build_data, build_method, build_tokens
 from ssl_zoo.classify import classify_config
 from ssl_zoo.cli import main
 from ssl_zoo.config import compose, plain
+from ssl_zoo.data.captions import Counts
 from ssl_zoo.data.images import Images
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation import feature_cache
@@ -91,6 +93,19 @@ def by_hand(run, sentences, images=None):
     with torch.no_grad():
         _, image, text = method.meet((x - mean) / std, tokenize(sentences, 24)[0])
     return unit(image), unit(text), data, method
+
+
+# ---------------------------------------------------------------------------------------------- training
+def test_captions_are_counted_in_the_summary(here, capsys):
+    counts = json.loads((here / "clip" / "summary.json").read_text())["data"]["captions"]
+    assert counts == {"images": 96, "captions": 96, "empty": 0, "without": 0, "cut": 0}
+    config = load_run(here / "clip")
+    data = build_data(config)
+    said = [["&nbsp;", "a star"], [], ["star " * 40, "a ring"]] + [["a ring"]] * (len(data.train) - 3)
+    data = build_captions(config, replace(data, train=replace(data.train, captions=said)))
+    assert data.captions == Counts(images=95, captions=96, empty=1, without=1)
+    assert build_tokens(build_method(config, data), data.train).cut == 1
+    assert "captions      1 of 4 are cut at 24 tokens" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------- eval
@@ -252,20 +267,13 @@ def test_names_can_be_given_where_the_data_set_has_none(here, capsys):
         here, capsys, ["run=clip", "protocol=zero_shot", "dataset=folder", "dataset.path=numbers"], "no names"
     )
     (here / "names.txt").write_text("a red thing\na blue thing\n")
-    assert (
-        ssl_zoo(
-            "eval",
-            "run=clip",
-            "protocol=zero_shot",
-            "dataset=folder",
-            "dataset.path=numbers",
-            "protocol.classes=names.txt",
-            "out=elsewhere",
-        )
-        == 0
-    )
+    words = ["eval", "run=clip", "protocol=zero_shot", "dataset=folder", "dataset.path=numbers"]
+    assert ssl_zoo(*words, "protocol.classes=names.txt", "out=elsewhere") == 0
     (file,) = (here / "elsewhere" / "eval").glob("*.json")
     assert json.loads(file.read_text())["class_names"] == ["a red thing", "a blue thing"]
+    assert "same names" not in capsys.readouterr().out
+    assert ssl_zoo(*words, "protocol.classes=[thing,thing]", "out=elsewhere") == 0
+    assert "1 of the classes are called as another is, and never given" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------- towers of strangers

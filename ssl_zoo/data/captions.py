@@ -10,7 +10,7 @@ import torch
 
 from ssl_zoo.data.images import Images
 from ssl_zoo.errors import UserError, one_line
-from ssl_zoo.prompts import PLACE, templates
+from ssl_zoo.prompts import PLACE, only_numbers, spoken, templates
 
 BLANK = re.compile("[\\s\x00-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]+")
 log = logging.getLogger("ssl_zoo")
@@ -82,20 +82,15 @@ def prompted(images: Images, sentences: Sequence[str]) -> Images:
     labelled = images.only_labelled()
     if not len(labelled):
         raise UserError("data.prompts needs labelled images, and none of these is: set data.prompts=null, or choose another data set.")
-    said = _said(images.classes, sentences)
-    if all(name.isdigit() for name in images.classes):
-        log.warning("the classes have numbers for names, so data.prompts makes captions such as '%s'", one_line(said[-1][0]))
-    assert labelled.labels is not None
-    return replace(labelled, captions=[said[label] for label in labelled.labels.tolist()])
+    if only_numbers(images.classes):
+        example = one_line(sentences[0].replace(PLACE, images.classes[-1]))
+        log.warning("the classes have numbers for names, so data.prompts makes captions such as '%s'", example)
+    return prompted_too(labelled, sentences)
 
 
 def prompted_too(images: Images, sentences: Sequence[str]) -> Images:
     """All of these images, the labelled ones with captions as `prompted` makes them."""
     labels = [-1] * len(images) if images.labels is None else images.labels.tolist()
-    said = dict(enumerate(_said(images.classes or [], sentences)))
-    return replace(images, captions=[said.get(label, []) for label in labels])
-
-
-def _said(classes: list[str], sentences: Sequence[str]) -> list[list[str]]:
-    names = [" ".join(name.replace("_", " ").split()) for name in classes]
-    return [[sentence.replace(PLACE, name) for sentence in sentences] for name in names]
+    said = {i: [sentence.replace(PLACE, name) for sentence in sentences] for i, name in enumerate(spoken(images.classes or []))}
+    none: list[str] = []
+    return replace(images, captions=[said.get(label, none) for label in labels])

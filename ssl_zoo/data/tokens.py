@@ -10,11 +10,14 @@ from ssl_zoo.distributed import fold_seed
 
 @dataclass
 class Tokens:
-    """ids int32 [M, L] of M captions; those of image i are `count[i]` rows from `start[i]`, which images may share; both [N]."""
+    """ids int32 [M, L] of M captions; those of image i are `count[i]` rows from `start[i]`, which images may share; both [N]. cut: how many
+    of the captions are longer than L.
+    """
 
     ids: Tensor
     start: Tensor
     count: Tensor
+    cut: int = 0
 
     def drawn(self, seed: int, epoch: int) -> Tensor:
         """The caption that each image shows in an epoch, [N] rows of `ids`: a function of seed and epoch alone."""
