@@ -58,9 +58,11 @@ def as_open_clip(method: TwoTowers, backbone: dict[str, Any], about: dict[str, A
         difference = _difference(method, model, state, size)
         if difference <= MOST:
             return Found({"model_cfg": {**model, "custom_text": True}, "preprocess_cfg": images}, state, tower, difference)
+    quick = ", and with method.text.quick_gelu=false, which goes for both towers there" if method.text.quick_gelu else ""
     raise UserError(
         f"open_clip has no image tower that computes what this {backbone['name']} does (image_size={size}, backbone.kwargs="
-        f"{backbone.get('kwargs') or {}}): train with timm's own image size and without backbone.kwargs, or with vit_t, vit_s or vit_b."
+        f"{backbone.get('kwargs') or {}}): train with timm's own image size and without backbone.kwargs, or with vit_t, vit_s or "
+        f"vit_b{quick}."
     )
 
 

@@ -248,6 +248,10 @@ def test_a_text_tower_with_quick_gelu_loads_and_goes_out(quick):
     config = {"_target_": "ssl_zoo.nn.backbones.create", "name": "resnet18", "stem": "model"}
     found = as_open_clip(method, config, {**ABOUT, "image_size": 64})  # both libraries are compared there
     assert ("quick_gelu" in found.config["model_cfg"]) == quick
+    if quick:
+        native = stirred(CLIP(create(TINY, 32, kwargs=SMALL), 64, {**TEXT, "quick_gelu": True}))
+        with pytest.raises(UserError, match=r"method\.text\.quick_gelu=false, which goes for both towers there\.$"):
+            as_open_clip(native, {**config, "name": TINY, "kwargs": SMALL}, {**ABOUT, "image_size": 32})
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -134,15 +134,8 @@ def test_a_locked_run_needs_its_weights_once(tmp_path):
     """Killed and resumed after the weights are gone: bit for bit the run that was not; with accumulation, chunks and DDP."""
     code, told = go(tmp_path, *RUN, "method=simclr", "method.hidden_dim=32", "epochs=1", "run=first")
     assert code == 0, told
-    lit = [
-        *RUN,
-        "method=siglip",
-        "optimizer=adamw",
-        *SMALL_TEXT,
-        "trainer.accumulate_grad_batches=2",
-        "chunk_size=5",
-        "method.lock_image=true",
-    ]
+    lit = [*RUN, "method=siglip", "optimizer=adamw", *SMALL_TEXT, "trainer.accumulate_grad_batches=2", "chunk_size=5",
+           "method.lock_image=true"]  # fmt: skip
     start = "method.image_weights=first"
     code, told = go(tmp_path, *lit, start, "run=whole")
     assert code == 0, told
