@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from harness import arguments, facts, interleaved, medians, ratio, timed, write
+from harness import arguments, facts, interleaved, interval, medians, ratio, timed, write
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -98,10 +98,10 @@ def alternatives(view: View, x: Tensor, device: str, few: int) -> dict[str, tupl
         "torchvision, per image": (lambda: [one(i) for i in x[:few] for _ in range(2)], 2 * few),
         "Pillow, per image": (lambda: [on_pil(i) for i in pil for _ in range(2)], 2 * few),
         "kornia, its container": (lambda: default(on_device), 2 * n),
+        "fused engine": (lambda: [quick(on_device, 1) for _ in range(5)], 10 * n),  # beside it, and about as long
         "kornia engine": (lambda: engine(on_device, 1), 2 * n),
         "kornia, compiled": (lambda: compiled(on_device.float() / 255), 2 * n),
         "fused engine, not compiled": (lambda: fused(on_device, 1), 2 * n),
-        "fused engine": (lambda: quick(on_device, 1), 2 * n),
     }
     if device != "cpu":
         calls["fused engine, bf16"] = (lambda: half(on_device, 1), 2 * n)
@@ -127,7 +127,7 @@ def main() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
     described = yaml.safe_load((conf_dir() / "augment/view/simclr.yaml").read_text())
-    result, rows, bars, worst = facts(options.device) | {"images": options.data or "shapes"}, [], {}, 0.0
+    result, rows, bars, worst = facts(options.device) | {"images": Path(options.data).name or "shapes"}, [], {}, 0.0
     for size, batch in zip(options.sizes, options.batch, strict=True):
         torch._dynamo.reset()
         view, x = resolve(described, size), images(options.data, size, batch)
@@ -145,14 +145,15 @@ def main() -> None:
             "interpolation": view.interpolation,
             "views_per_s": {k: round(v, 1) for k, v in per_second.items()},
             "times_kornia": against,
-            "milliseconds_per_batch": {k: round(v * 1e3, 3) for k, v in medians(seconds).items()},
+            "milliseconds_per_batch": {k: round(2e3 * batch / v, 3) for k, v in per_second.items()},
         }
         if options.operations:
             result[f"{size} px"]["microseconds_per_view"] = single_operations(view, x, options.device, options.rounds)
         bars |= {f"{k}, {size} px": v for k, v in per_second.items()}
         rows += [
-            {"": f"{k}, {size} px", "views/s": f"{v:,.0f}", "times kornia's container": against[k]["ratio"]} for k, v in per_second.items()
-        ]
+            {"": f"{k}, {size} px", "views/s": f"{v:,.0f}", "times kornia's container": f"{against[k]['ratio']:.2f}",
+             "95 % interval": interval(against[k])} for k, v in per_second.items()
+        ]  # fmt: skip
     write(options.out, f"augment-{options.device}", result, rows, bars, "views per second", worst)
 
 

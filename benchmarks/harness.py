@@ -1,12 +1,13 @@
 """What every benchmark shares: interleaved rounds, medians and their spread, and a JSON, a Markdown table and a plot of what was found.
 
 Alternatives are timed in turn within each round, so that a machine that slows down slows all of them. A figure is the median over
-rounds; the spread of a ratio, (highest - lowest) / median, tells how far to trust it, and a result that differs by more than it may
-is written with `"too_busy": true` and reported as a failure.
+rounds. How far to trust a ratio tells its spread: the width of the 95 % interval of its median, over that median. A result whose spread
+is above a quarter is written with `"too_busy": true` and reported as a failure: more rounds, or a quieter machine, narrow it.
 """
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -19,6 +20,7 @@ import torch
 from ssl_zoo.reports.summary import versions
 
 Rounds = dict[str, list[float]]
+MOST = 0.25
 
 
 def arguments(description: str, **defaults: Any) -> argparse.Namespace:
@@ -67,10 +69,20 @@ def timed(run: Callable[[], Any], device: str, times: int = 1) -> Callable[[], f
 
 
 def ratio(seconds: Rounds, of: str, to: str) -> dict[str, float]:
-    """How many times as long `of` takes as `to`: the median over rounds of the ratio in each, and its spread."""
-    ratios = [a / b for a, b in zip(seconds[of], seconds[to], strict=True)]
-    middle = statistics.median(ratios)
-    return {"ratio": round(middle, 4), "spread": round((max(ratios) - min(ratios)) / middle, 3)}
+    """How many times as long `of` takes as `to`: the median over rounds of the ratio in each, its 95 % interval ("low", "high") by order
+    statistics (of fewer than 6 rounds, lowest and highest), and "spread", the width of the interval over the median.
+    """
+    ratios = sorted(a / b for a, b in zip(seconds[of], seconds[to], strict=True))
+    n, cut = len(ratios), 0
+    while sum(math.comb(n, i) for i in range(cut + 2)) <= 0.025 * 2**n:  # so seldom does the median lie below all but cut + 1 ratios
+        cut += 1
+    low, middle, high = ratios[cut], statistics.median(ratios), ratios[n - 1 - cut]
+    return {"ratio": round(middle, 4), "low": round(low, 4), "high": round(high, 4), "spread": round((high - low) / middle, 3)}
+
+
+def interval(found: dict[str, float]) -> str:
+    """That of a `ratio`, for a table."""
+    return f"{found['low']:.2f} to {found['high']:.2f}"
 
 
 def medians(seconds: Rounds) -> dict[str, float]:
@@ -92,15 +104,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 def write(
     out: Path, name: str, result: dict[str, Any], rows: list[dict[str, Any]], bars: dict[str, float], unit: str, worst: float
 ) -> None:
-    """<name>.json, <name>.md and <name>.png in `out`. bars: what the plot shows, in `unit`. worst: the largest spread in it; more than a
-    quarter ends the program with a failure, after everything is written.
+    """<name>.json, <name>.md and <name>.png in `out`. bars: what the plot shows, in `unit`. worst: the largest spread in it; more than
+    `MOST` ends the program with a failure, after everything is written.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    busy = worst > 0.25
+    busy = worst > MOST
     (out / f"{name}.json").write_text(
         json.dumps(result | {"worst_spread": round(worst, 3), "too_busy": busy, "rows": rows}, indent=2) + "\n"
     )
@@ -116,4 +128,4 @@ def write(
     print(table(rows))
     print(f"{out}/{name}.json, .md, .png")
     if busy:
-        sys.exit(f"Rounds differ by {worst:.0%}: this machine is too busy for a figure.")
+        sys.exit(f"A ratio is known to {worst:.0%} only: take more rounds, or a quieter machine.")

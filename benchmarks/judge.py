@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import arguments, facts, interleaved, medians, ratio, timed, write
+from harness import arguments, facts, interleaved, interval, medians, ratio, timed, write
 from peers import Contestant, environment
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -90,7 +90,7 @@ def main() -> None:
     seconds = interleaved(knn, options.rounds)
     started = time.perf_counter()
     sweep = interleaved({OURS: keep("probe", lambda: choose_and_fit(bank, labels, CLASSES, L2, 100)),
-                         THEIRS: keep("logistic", lambda: sklearn.sweep(standard, y))}, max(1, options.rounds // 2), warmup=0)  # fmt: skip
+                         THEIRS: keep("logistic", lambda: sklearn.sweep(standard, y))}, max(1, options.rounds // 2))  # fmt: skip
     print(f"sweeps: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     right = {
         OURS: accuracy(kept["knn"], wanted),
@@ -110,7 +110,15 @@ def report(options: Any, knn: dict, sweep: dict, right: dict[str, float], probe:
         for name, value in medians(seconds).items():
             found = ratio(seconds, name, OURS)
             worst = max(worst, found["spread"])
-            rows.append({"": f"{what}: {name}", "seconds": f"{value:.2f}", "times ssl_zoo": found["ratio"], "top-1 %": f"{top1[name]:.2f}"})
+            rows.append(
+                {
+                    "": f"{what}: {name}",
+                    "seconds": f"{value:.2f}",
+                    "times ssl_zoo": f"{found['ratio']:.2f}",
+                    "95 % interval": interval(found),
+                    "top-1 %": f"{top1[name]:.2f}",
+                }
+            )
             bars[f"{what}: {name}"] = value
     shape = {"queries": options.queries, "bank": options.bank, "width": options.width}
     write(options.out, "judge-cpu", {**facts("cpu"), **shape, "seconds": {"knn": knn, "sweep": sweep}}, rows, bars, "seconds", worst)

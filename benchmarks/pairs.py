@@ -3,9 +3,11 @@
     python benchmarks/pairs.py OUT --batch 2048 --dim 512 --ranks 1 2 4
 
 Gloo processes of this machine; `batch` pairs on each rank, so the global batch grows with the ranks. A figure is the most resident
-memory that any rank held while it took the loss and its gradient, above that of two pairs.
+memory that any rank held while it took the loss and its gradient, above that of two pairs. Memory that is freed goes back to the system
+at once there (glibc would keep some, more or less by the order in which blocks come and go).
 """
 
+import os
 import resource
 import sys
 import tempfile
@@ -45,6 +47,7 @@ def measure(rank: int, world: int, name: str, batch: int, dim: int, folder: str)
 
 def main() -> None:
     options = arguments(__doc__, batch=2048, dim=512, ranks=[1, 2, 4])
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)  # for the processes of the ranks
     found: list[dict[str, Any]] = []
     for world in options.ranks:
         for name in ("clip", "siglip"):

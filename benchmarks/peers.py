@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Rounds, arguments, facts, interleaved, medians, ratio, write
+from harness import Rounds, arguments, facts, interleaved, interval, medians, ratio, write
 
 from ssl_zoo.data.parquet import Parquet
 from ssl_zoo.reports.summary import versions
@@ -155,7 +155,7 @@ def report(options: argparse.Namespace, contestants: list[Contestant], seconds: 
             "": n,
             "images/s": f"{per_second[n]:,.1f}",
             f"times {best}": f"{r['ratio']:.2f}",
-            "spread": f"{r['spread']:.0%}",
+            "95 % interval": interval(r),
             "data and augmentation": f"{share[n]:.0%}" if n in share else "",
         }
         for n in per_second

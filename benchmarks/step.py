@@ -138,6 +138,7 @@ def main() -> None:
         "milliseconds_per_step": {k: round(v * 1e3, 2) for k, v in middle.items()},
         "images_per_s": {k: round(config.batch_size / v, 1) for k, v in middle.items()},
         "framework_tax_percent": round((whole["ratio"] - 1) * 100, 2),
+        "framework_tax_interval_percent": [round((whole[k] - 1) * 100, 2) for k in ("low", "high")],
         "augmentation_and_data_tax_percent": round((1 - top["ratio"]) * 100, 2),
         "of_the_ceiling_percent": round(ratio(seconds, "ceiling", "whole")["ratio"] * 100, 1),
         "spread": {"framework": whole["spread"], "ceiling": top["spread"]},

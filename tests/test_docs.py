@@ -5,6 +5,7 @@ import csv
 import importlib
 import json
 import os
+import random
 import re
 import shlex
 import statistics
@@ -121,6 +122,26 @@ def test_the_tables_of_speed_are_those_that_were_measured(file):
     assert not found["too_busy"]
     for row in found["rows"]:
         assert "| " + " | ".join(str(v) for v in row.values()) + " |" in page
+
+
+def test_the_tax_of_the_framework_is_what_was_measured():
+    found, page = json.loads((ROOT / "docs/results/step-cpu.json").read_text()), (ROOT / "docs/speed.md").read_text()
+    low, high = found["framework_tax_interval_percent"]
+    assert f"takes {found['framework_tax_percent']:.1f} % longer than the bare one (95 % interval {low:.1f} to {high:.1f} %)" in page
+
+
+@pytest.mark.parametrize(("rounds", "cut"), [(1, 0), (5, 0), (8, 0), (9, 1), (12, 2), (20, 5)])
+def test_a_ratio_is_known_to_the_interval_of_its_median(rounds, cut, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from harness import ratio
+
+    slow = [100.0 + i for i in range(rounds)]
+    random.Random(0).shuffle(slow)
+    found = ratio({"a": slow, "b": [100.0] * rounds}, "a", "b")
+    low, high = 1 + 0.01 * cut, 1 + 0.01 * (rounds - 1 - cut)
+    assert (found["low"], found["high"]) == (round(low, 4), round(high, 4))
+    assert found["ratio"] == pytest.approx((low + high) / 2)
+    assert found["spread"] == pytest.approx((high - low) / found["ratio"], abs=1e-3)
 
 
 def test_what_is_said_of_combinations_is_what_was_measured():
