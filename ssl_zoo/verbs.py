@@ -44,7 +44,7 @@ def preview(config: DictConfig) -> Path:
     file = Path(config.file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=130)
+        figure.savefig(file, dpi=130, bbox_inches="tight")
     except (OSError, ValueError) as e:
         raise UserError(f"The picture cannot be written to file={file} ({e}).") from e
     return file

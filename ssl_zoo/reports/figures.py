@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ssl_zoo.reports import word_pictures
@@ -83,8 +84,7 @@ def curves(metrics: dict, summary: dict[str, Any]) -> Figure | None:
     has_knn = "eval/knn_top1" in metrics
     figure, axes = plt.subplots(1, 2 if has_knn else 1, figsize=(11.5 if has_knn else 5, 3.1), squeeze=False)
     ax = axes[0, 0]
-    ax.plot(*metrics["train/loss"], color=MAIN, lw=1.4)
-    ax.set(title="Training loss", xlabel="optimizer step")
+    line(ax, *metrics["train/loss"], "Training loss")
     if has_knn:
         ax = axes[0, 1]
         steps, knn = metrics["eval/knn_top1"]
@@ -104,6 +104,12 @@ def curves(metrics: dict, summary: dict[str, Any]) -> Figure | None:
     return figure
 
 
+def line(ax: Axes, steps: np.ndarray, values: np.ndarray, title: str) -> None:
+    """A quantity over training; dots where they are few, as a line alone would not show one."""
+    ax.plot(steps, values, "o-" if len(steps) <= 30 else "-", color=MAIN, ms=3, lw=1.4)
+    ax.set(title=title, xlabel="optimizer step")
+
+
 def words(metrics: dict) -> Figure | None:
     """Learned temperature and bias, and the modality gap, over training."""
     known = (
@@ -117,9 +123,8 @@ def words(metrics: dict) -> Figure | None:
     figure, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 2.5), squeeze=False)
     for ax, (key, title, what, of) in zip(axes[0], shown, strict=True):
         steps, values = metrics[key]
-        ax.plot(steps, of(values), color=MAIN, lw=1.4)
-        ax.set_title(title)
-        ax.set_xlabel(what, fontsize=8.5)
+        line(ax, steps, of(values), title)
+        ax.set_ylabel(what, fontsize=8.5)
     figure.tight_layout()
     return figure
 
@@ -136,9 +141,8 @@ def health(metrics: dict, summary: dict[str, Any]) -> Figure | None:
     )
     figure, axes = plt.subplots(1, 4, figsize=(12.5, 2.5))
     for ax, (key, title, what) in zip(axes, shown, strict=True):
-        ax.plot(*metrics[key], "o-", color=MAIN, ms=3, lw=1.4)
-        ax.set_title(title)
-        ax.set_xlabel(what, fontsize=8.5)
+        line(ax, *metrics[key], title)
+        ax.set_ylabel(what, fontsize=8.5)
         if key != "health/uniformity":
             ax.set_ylim(bottom=0, top=1.2 * max(float(metrics[key][1].max()), 1e-3))
     figure.tight_layout()
