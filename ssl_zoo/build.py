@@ -145,11 +145,13 @@ def build_tokens(method: Method, images: Images) -> Tokens | None:
     if (count := sum(map(len, unique.values()))) > MANY_CAPTIONS:
         say(f"captions      {count:,} become tokens, which takes a while")
     ids, cut = tokenize((caption for own in unique.values() for caption in own), method.text.context)
-    if cut:
-        say(f"captions      {cut:,} of {len(ids):,} are cut at {method.text.context} tokens (method.text.context)")
     starts = dict(zip(unique, itertools.accumulate(map(len, unique.values()), initial=0), strict=False))
-    places = [(starts[id(own)], len(own)) for own in images.captions]
-    return Tokens(ids, *torch.tensor(places).unbind(1), cut)
+    start, count = torch.tensor([(starts[id(own)], len(own)) for own in images.captions]).unbind(1)
+    before = torch.cat([torch.zeros(1, dtype=torch.long), cut.cumsum(0)])  # how many of the captions before each are cut
+    long = int((before[start + count] - before[start]).sum())
+    if long:
+        say(f"captions      {long:,} of {int(count.sum()):,} are cut at {method.text.context} tokens (method.text.context)")
+    return Tokens(ids, start, count, long)
 
 
 def build_trainer(config: DictConfig, run: Path, callbacks: list[L.Callback]) -> L.Trainer:

@@ -19,7 +19,7 @@ from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.frozen import frozen
 from ssl_zoo.evaluation.pictures import figure_data, save_figure_data
 from ssl_zoo.files import whole
-from ssl_zoo.judging import dataset_name, judged_folder
+from ssl_zoo.judging import dataset_name, judged_folder, of_its_own
 from ssl_zoo.protocols import Evaluation, run_protocol
 from ssl_zoo.reports.summary import commit, finite, versions
 from ssl_zoo.saved import load_run
@@ -49,7 +49,7 @@ def evaluate_all(config: DictConfig, trained: DictConfig | None, wanted: dict[st
     for number, (name, (asked, variant)) in enumerate(wanted.items()):
         data = _data_for(asked, trained)
         options = plain(config.protocol)
-        words = by_words(options, trained, data)
+        words = by_words(options, trained, data, of_its_own(config))
         if "between" in options:
             options["between"] = "words" if words else "images"
         judged = _judged(config, trained, data, words, device)

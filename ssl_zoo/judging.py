@@ -79,12 +79,12 @@ def _check_protocol(config: DictConfig) -> None:
 
 def _check_words(config: DictConfig, trained: DictConfig | None) -> None:
     """Whoever judges by words needs a run that knows some, and takes its features where images and words meet."""
-    p, f = config.protocol, config.features
+    p = config.protocol
     doing = "protocol=zero_shot" if p.name == "zero_shot" else "protocol.between=words"
     if trained is None:
         raise UserError(f"{doing} needs run=... of a method with words (clip, siglip): weights from elsewhere have none.")
     knows_words(Path(config.run), trained, doing)
-    if f.layer or f.blocks > 1 or f.pool != "auto" or config.net != "auto":
+    if of_its_own(config):
         raise UserError(
             f"{doing} compares images and words where they meet: leave net, features.layer, features.blocks and features.pool alone."
         )
@@ -94,6 +94,12 @@ def _check_words(config: DictConfig, trained: DictConfig | None) -> None:
         templates(plain(p)["templates"], "protocol.templates")
     if p.get("classes") is not None:
         word_list(plain(p)["classes"], "protocol.classes")
+
+
+def of_its_own(config: DictConfig) -> bool:
+    """Whether a command asks for other features than the usual ones of its subject."""
+    f = config.features
+    return bool(f.layer) or f.blocks > 1 or f.pool != "auto" or config.net != "auto"
 
 
 def knows_words(run: Path, trained: DictConfig, doing: str) -> None:

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from ssl_zoo.protocols import Evaluation
 
 
-def by_words(options: dict[str, Any], trained: DictConfig | None, data: Data) -> bool:
-    """Whether a protocol judges by words. Retrieval does where `between` says so, or leaves it to what run and data set have."""
+def by_words(options: dict[str, Any], trained: DictConfig | None, data: Data, layers: bool = False) -> bool:
+    """Whether a protocol judges by words. Retrieval does where `between` says so, or leaves it to what run and data set have; not where
+    the command asks for features of its own (`layers`), which do not meet words.
+    """
     if options["name"] != "retrieval":
         return options["name"] == "zero_shot"
     known = trained is not None and "text" in trained.method and any(data.test.captions or [])
     between = options.get("between", "images")
-    return between == "words" or (between == "auto" and options["gallery"] == "test" and known)
+    return between == "words" or (between == "auto" and options["gallery"] == "test" and known and not layers)
 
 
 def lacking(name: str, between: str | None, data: Data) -> str | None:
@@ -63,7 +65,7 @@ def judge_zero_shot(e: "Evaluation") -> dict[str, Any]:
     probable = towers.scale if towers.bias is None else None
     found = zero_shot(images, prompts.unflatten(0, (len(names), len(sentences))), labels, e.classes, probable)
     found |= seen_and_held_out(found["confusion"], e.classes, e.held_out)
-    alike = len(names) - len(set(names))
+    alike = len(names) - len(towers.read(names)[0].unique(dim=0))
     return {**found, **({"classes_of_the_same_name": alike} if alike else {}), "class_names": names, "templates": sentences, "cut": cut}
 
 

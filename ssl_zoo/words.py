@@ -16,7 +16,7 @@ from ssl_zoo.export import load_backbone
 from ssl_zoo.methods.two_towers import TwoTowers
 from ssl_zoo.nn.backbones import try_size
 from ssl_zoo.nn.numerics import unit
-from ssl_zoo.nn.text import END, tokenize
+from ssl_zoo.nn.text import tokenize
 from ssl_zoo.subject import Judged
 
 FILE = "towers.safetensors"
@@ -60,10 +60,7 @@ class Towers(nn.Module):
 
     def read(self, sentences: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids int32 [N, context] of sentences, and which of them are longer and cut, bool [N]."""
-        wide, _ = tokenize(sentences, int(self.text.context) + 1)  # type: ignore[arg-type]
-        ids, cut = wide[:, :-1].clone(), wide[:, -1] != 0
-        ids[cut, -1] = END
-        return ids, cut
+        return tokenize(sentences, int(self.text.context))  # type: ignore[arg-type]
 
     def confidence(self, cosine: Tensor) -> Tensor:
         """What the network believes of cosines [N, C] of images with labels: CLIP's softmax over the labels at the learned temperature, or

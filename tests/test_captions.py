@@ -297,13 +297,16 @@ def with_captions(*captions):
 
 def test_cleaning():
     images = with_captions(
-        ["a&nbsp;cat &amp;amp; a\tdog\r\n", "", " \x00\u200b "], [], ["\u202eevil\u202c", "👩\u200d🚀"], ["&#0;&#x20;&lt;b&gt;"]
+        ["a&nbsp;cat &amp;amp; a\tdog\r\n", "", " \x00\u200b "],
+        [],
+        ["\u202eevil\u202c", "a &rlm;cat", "👩\u200d🚀"],
+        ["&lrm;", "&#0;&#x20;&lt;b&gt;"],
     )
     found, counts = cleaned(images)
-    assert found.captions == [["a cat & a dog"], ["evil", "👩\u200d🚀"], ["\ufffd <b>"]]
+    assert found.captions == [["a cat & a dog"], ["evil", "a cat", "👩\u200d🚀"], ["\ufffd <b>"]]
     assert (found.pixels[:, 0, 0, 0].tolist(), found.labels.tolist()) == ([0, 2, 3], [0, 2, 0])
-    assert counts == Counts(3, 4, 2, 1)
-    assert counts.line() == "4 captions of 3 images (2 empty captions and 1 images without a caption left out)"
+    assert counts == Counts(3, 5, 3, 1)
+    assert counts.line() == "5 captions of 3 images (3 empty captions and 1 images without a caption left out)"
     assert images.captions[1] == []  # as they were
 
 

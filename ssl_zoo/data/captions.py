@@ -12,7 +12,7 @@ from ssl_zoo.data.images import Images
 from ssl_zoo.errors import UserError, one_line
 from ssl_zoo.prompts import PLACE, only_numbers, spoken, templates
 
-BLANK = re.compile("[\\s\x00-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]+")
+BLANK = re.compile("[\\s\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]+")
 log = logging.getLogger("ssl_zoo")
 
 

@@ -11,7 +11,7 @@ from ssl_zoo.distributed import fold_seed
 @dataclass
 class Tokens:
     """ids int32 [M, L] of M captions; those of image i are `count[i]` rows from `start[i]`, which images may share; both [N]. cut: how many
-    of the captions are longer than L.
+    captions of all images are longer than L.
     """
 
     ids: Tensor

@@ -26,18 +26,18 @@ def open_clip() -> ModuleType:
     return open_clip
 
 
-def tokenize(sentences: Iterable[str], context: int) -> tuple[Tensor, int]:
-    """Token ids int32 [N, context], 0 behind the end of each sentence, and how many sentences were longer and cut. A sentence that spells
-    out begin or end ("<end_of_text>") does not begin or end there.
+def tokenize(sentences: Iterable[str], context: int) -> tuple[Tensor, Tensor]:
+    """Token ids int32 [N, context], 0 behind the end of each sentence, and which sentences are longer and cut, bool [N]. A sentence that
+    spells out begin or end ("<end_of_text>") does not begin or end there.
     """
     encode = open_clip().tokenizer.SimpleTokenizer().encode
-    rows, cut = array("i"), 0
+    rows, cut = array("i"), array("b")
     for sentence in sentences:
         ids = [i for i in encode(sentence) if i < END - 1]
-        cut += len(ids) > context - 2
+        cut.append(len(ids) > context - 2)
         ids = [END - 1, *ids[: context - 2], END]
         rows.extend(ids + [0] * (context - len(ids)))
-    return torch.from_numpy(np.array(rows, dtype=np.int32)).view(-1, context), cut
+    return torch.from_numpy(np.array(rows, dtype=np.int32)).view(-1, context), torch.from_numpy(np.array(cut, dtype=bool))
 
 
 class TextTower(nn.Module):

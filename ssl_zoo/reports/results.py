@@ -64,7 +64,7 @@ def _zero_shot(r: dict[str, Any]) -> list[tuple[str, str]]:
         one, mean = (f"{r[k]:.1f} %" for k in ("one_template_top1", "mean_template_top1"))
         found.append(("one sentence", f"{one} with the first of {len(r['templates'])} alone, {mean} in the mean over each alone"))
     if alike := r.get("classes_of_the_same_name"):
-        found.append(("same names", f"{alike:,} of the classes are called as another is, and never given"))
+        found.append(("same names", f"{alike:,} of the classes are called as another is: they cannot be told apart"))
     for key in ("seen", "held_out"):
         if r.get(f"{key}_top1") is not None:
             interval = _interval(r[f"{key}_top1_interval"])
