@@ -9,7 +9,7 @@ loss, backward and optimizer of one step. What chunks save: benchmarks/memory.py
 from collections.abc import Callable
 
 import torch
-from harness import arguments, facts, interleaved, interval, medians, ratio, timed, write
+from harness import arguments, facts, interleaved, interval, medians, ratio, timed, words_for, write
 from memory import STATISTICS
 
 from ssl_zoo.build import Data, build_method
@@ -18,18 +18,18 @@ from ssl_zoo.data.images import Images
 from ssl_zoo.optim.build import build_optimizer
 
 
-def contestant(words: list[str], batch: int, chunk: int, device: str) -> Callable[[], None]:
+def contestant(overrides: list[str], batch: int, chunk: int, device: str) -> Callable[[], None]:
     """A step of a method of its own, on views that are made once."""
-    config = compose("train", [*words, f"batch_size={batch}", f"chunk_size={chunk or 'null'}", "augment.compile=false", "recipe=none"])
+    config = compose("train", [*overrides, f"batch_size={batch}", f"chunk_size={chunk or 'null'}", "augment.compile=false", "recipe=none"])
     size = config.dataset.image_size or 32
     images = Images(torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8), None, None, size)
     method = build_method(config, Data(images, images, *STATISTICS)).to(device)
     optimizer = build_optimizer(method, dict(config.optimizer), fused=True)
-    views = method.augment(images.pixels.to(device), 0)
+    views, words = method.augment(images.pixels.to(device), 0), words_for(method, batch)
 
     def step() -> None:
         optimizer.zero_grad()
-        method.step(views, {})["loss"].backward()
+        method.step(views, words)["loss"].backward()
         optimizer.step()
         method.after_step()
 

@@ -1,8 +1,9 @@
 """What every benchmark shares: interleaved rounds, medians and their spread, and a JSON, a Markdown table and a plot of what was found.
 
 Alternatives are timed in turn within each round, so that a machine that slows down slows all of them. A figure is the median over
-rounds. How far to trust a ratio tells its spread: the width of the 95 % interval of its median, over that median. A result whose spread
-is above a quarter is written with `"too_busy": true` and reported as a failure: more rounds, or a quieter machine, narrow it.
+rounds. How far to trust a ratio tells its spread: the width of the 95 % interval of its median, over that median. Where the spread of the
+ratio that a script is about (ours to the peer's) is above a quarter, the result is written with `"too_busy": true` and reported as a
+failure: more rounds, or a quieter machine, narrow it. Every row has its own interval.
 """
 
 import argparse
@@ -16,11 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ssl_zoo.methods.base import Method
+from ssl_zoo.methods.two_towers import TwoTowers
+from ssl_zoo.nn.text import END
 from ssl_zoo.reports.summary import versions
 
 Rounds = dict[str, list[float]]
-MOST = 0.25
+MOST = 0.25  # of a ratio's spread
+LEAST = 6  # rounds
 
 
 def arguments(description: str, **defaults: Any) -> argparse.Namespace:
@@ -34,6 +40,8 @@ def arguments(description: str, **defaults: Any) -> argparse.Namespace:
         kind = type(value[0]) if many else type(value)
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=value, nargs="+" if many else None)
     found = parser.parse_args()
+    if getattr(found, "rounds", LEAST) < LEAST:
+        parser.error(f"--rounds {found.rounds}: a median of fewer than {LEAST} rounds has no 95 % interval.")
     torch.set_num_threads(found.threads)
     found.out.mkdir(parents=True, exist_ok=True)
     return found
@@ -70,7 +78,7 @@ def timed(run: Callable[[], Any], device: str, times: int = 1) -> Callable[[], f
 
 def ratio(seconds: Rounds, of: str, to: str) -> dict[str, float]:
     """How many times as long `of` takes as `to`: the median over rounds of the ratio in each, its 95 % interval ("low", "high") by order
-    statistics (of fewer than 6 rounds, lowest and highest), and "spread", the width of the interval over the median.
+    statistics, which takes `LEAST` rounds, and "spread", the width of the interval over the median.
     """
     ratios = sorted(a / b for a, b in zip(seconds[of], seconds[to], strict=True))
     n, cut = len(ratios), 0
@@ -89,6 +97,15 @@ def medians(seconds: Rounds) -> dict[str, float]:
     return {k: statistics.median(v) for k, v in seconds.items()}
 
 
+def words_for(method: Method, batch: int) -> dict[str, Tensor]:
+    """What a step takes beside views: tokens that are drawn, for a method with words."""
+    if not isinstance(method, TwoTowers):
+        return {}
+    tokens = torch.randint(1, END - 1, (batch, int(method.text.context)), dtype=torch.int32)
+    tokens[:, -1] = END
+    return {"tokens": tokens.to(method.log_scale.device)}
+
+
 def facts(device: str) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else "CPU"
     return {"device": name, "threads": torch.get_num_threads(), "versions": versions()}
@@ -104,8 +121,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 def write(
     out: Path, name: str, result: dict[str, Any], rows: list[dict[str, Any]], bars: dict[str, float], unit: str, worst: float
 ) -> None:
-    """<name>.json, <name>.md and <name>.png in `out`. bars: what the plot shows, in `unit`. worst: the largest spread in it; more than
-    `MOST` ends the program with a failure, after everything is written.
+    """<name>.json, <name>.md and <name>.png in `out`. bars: what the plot shows, in `unit`. worst: the largest spread of the ratios the
+    script is about: more than `MOST` ends the program with a failure, after everything is written.
     """
     import matplotlib
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import arguments, facts, interleaved, interval, medians, ratio, timed, write
+from harness import LEAST, arguments, facts, interleaved, interval, medians, ratio, timed, write
 from peers import Contestant, environment
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -63,7 +63,7 @@ def contestant(options: Any, settings: dict[str, Any]) -> Contestant | None:
 
 
 def main() -> None:
-    options = arguments(__doc__, queries=10_000, bank=50_000, width=512, rounds=3, venv_lightly="")
+    options = arguments(__doc__, queries=10_000, bank=50_000, width=512, rounds=12, venv_lightly="")
     (bank, labels), (queries, wanted) = (drawn(n, options.width, s) for s, n in enumerate((options.bank, options.queries)))
     x, y, q = bank.numpy(), labels.numpy(), queries.numpy()
     mean, std = moments_of(bank)
@@ -90,7 +90,7 @@ def main() -> None:
     seconds = interleaved(knn, options.rounds)
     started = time.perf_counter()
     sweep = interleaved({OURS: keep("probe", lambda: choose_and_fit(bank, labels, CLASSES, L2, 100)),
-                         THEIRS: keep("logistic", lambda: sklearn.sweep(standard, y))}, max(1, options.rounds // 2))  # fmt: skip
+                         THEIRS: keep("logistic", lambda: sklearn.sweep(standard, y))}, max(LEAST, options.rounds // 2))  # fmt: skip
     print(f"sweeps: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     right = {
         OURS: accuracy(kept["knn"], wanted),

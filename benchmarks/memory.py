@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 import torch
-from harness import arguments, facts, write
+from harness import arguments, facts, words_for, write
 from torch import Tensor
 
 from ssl_zoo.build import Data, build_method
@@ -47,7 +47,7 @@ def measure(words: list[str], batch: int, chunk: int, device: str) -> dict[str, 
         """MB at the peak once the views are made."""
         views = method.augment(rows, 0)
         made = peak(device)
-        method.step(views, {})["loss"].backward()
+        method.step(views, words_for(method, len(rows)))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
         method.after_step()

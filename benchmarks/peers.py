@@ -115,7 +115,7 @@ def still(contestants: list[Contestant]) -> dict[str, Contestant]:
 
 def main() -> None:
     options = arguments(
-        __doc__, data="", backbone="resnet18", batch=256, steps=4, rounds=5, workers=[0, 2], lightly_threads=[0], venv_lightly=""
+        __doc__, data="", backbone="resnet18", batch=256, steps=4, rounds=12, workers=[0, 2], lightly_threads=[0], venv_lightly=""
     )
     if not options.data:
         sys.exit("CIFAR-10 is needed: add --data FOLDER_OF_PARQUET.")

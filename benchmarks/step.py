@@ -19,11 +19,11 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from harness import arguments, facts, medians, now, ratio, timed, write
+from harness import arguments, facts, medians, now, ratio, timed, words_for, write
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from ssl_zoo.build import build_data, build_method, build_trainer, precision
+from ssl_zoo.build import build_captions, build_data, build_method, build_tokens, build_trainer, precision
 from ssl_zoo.callbacks.guard import Guard
 from ssl_zoo.callbacks.health import Health
 from ssl_zoo.callbacks.place import Place
@@ -76,6 +76,7 @@ def alternatives(method: Method, config: Any, loader: Loader, device: str, steps
     half = str(precision(config)).startswith("bf16")
     batches = endless(loader)
     still: list[Tensor] = []
+    words = words_for(method, config.batch_size)
 
     def views() -> list[Tensor]:
         batch = next(batches)
@@ -85,7 +86,7 @@ def alternatives(method: Method, config: Any, loader: Loader, device: str, steps
     def step(x: list[Tensor]) -> None:
         optimizer.zero_grad()
         with torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext():
-            loss = method.step(x, {})["loss"]
+            loss = method.step(x, words)["loss"]
         loss.backward()
         optimizer.step()
         method.after_step()
@@ -105,11 +106,13 @@ def main() -> None:
     config = compose("train", [*options.set, "epochs=1000000", "trainer.devices=1", "+trainer.enable_checkpointing=false"])
     config.trainer.accelerator = "gpu" if options.device == "cuda" else "cpu"
     config.augment.compile = True if config.augment.compile == "auto" else config.augment.compile
-    data = build_data(config)
+    data = build_captions(config, build_data(config))
     method = build_method(config, data)
     loaders = [
-        Loader(data.train, config.batch_size, config.seed, options.device, resident=config.data.resident, gather=False) for _ in range(2)
-    ]
+        Loader(data.train, config.batch_size, config.seed, options.device, resident=config.data.resident, gather=False,
+               tokens=build_tokens(method, data.train))
+        for _ in range(2)
+    ]  # fmt: skip
     contest = Contest(
         alternatives(method, config, loaders[1], options.device, options.steps), options.steps, options.rounds, options.device
     )
