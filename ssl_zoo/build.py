@@ -142,8 +142,8 @@ def build_tokens(method: Method, images: Images) -> Tokens | None:
         return None
     assert images.captions is not None
     unique = {id(own): own for own in images.captions}
-    if (count := sum(map(len, unique.values()))) > MANY_CAPTIONS:
-        say(f"captions      {count:,} become tokens, which takes a while")
+    if (number := sum(map(len, unique.values()))) > MANY_CAPTIONS:
+        say(f"captions      {number:,} become tokens, which takes a while")
     ids, cut = tokenize((caption for own in unique.values() for caption in own), method.text.context)
     starts = dict(zip(unique, itertools.accumulate(map(len, unique.values()), initial=0), strict=False))
     start, count = torch.tensor([(starts[id(own)], len(own)) for own in images.captions]).unbind(1)

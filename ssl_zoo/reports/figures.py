@@ -104,10 +104,12 @@ def curves(metrics: dict, summary: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def line(ax: Axes, steps: np.ndarray, values: np.ndarray, title: str) -> None:
-    """A quantity over training; dots where they are few, as a line alone would not show one."""
+def line(ax: Axes, steps: np.ndarray, values: np.ndarray, title: str, what: str = "") -> None:
+    """A quantity over training, and below its title what it says; dots where they are few, as a line alone would not show one."""
     ax.plot(steps, values, "o-" if len(steps) <= 30 else "-", color=MAIN, ms=3, lw=1.4)
-    ax.set(title=title, xlabel="optimizer step")
+    ax.set_title(title, pad=18 if what else None)
+    ax.text(0, 1.04, what, fontsize=8.5, transform=ax.transAxes)
+    ax.set_xlabel("optimizer step")
 
 
 def words(metrics: dict) -> Figure | None:
@@ -123,8 +125,7 @@ def words(metrics: dict) -> Figure | None:
     figure, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 2.5), squeeze=False)
     for ax, (key, title, what, of) in zip(axes[0], shown, strict=True):
         steps, values = metrics[key]
-        line(ax, steps, of(values), title)
-        ax.set_ylabel(what, fontsize=8.5)
+        line(ax, steps, of(values), title, what)
     figure.tight_layout()
     return figure
 
@@ -141,8 +142,7 @@ def health(metrics: dict, summary: dict[str, Any]) -> Figure | None:
     )
     figure, axes = plt.subplots(1, 4, figsize=(12.5, 2.5))
     for ax, (key, title, what) in zip(axes, shown, strict=True):
-        line(ax, *metrics[key], title)
-        ax.set_ylabel(what, fontsize=8.5)
+        line(ax, *metrics[key], title, what)
         if key != "health/uniformity":
             ax.set_ylim(bottom=0, top=1.2 * max(float(metrics[key][1].max()), 1e-3))
     figure.tight_layout()
