@@ -37,6 +37,13 @@ def to_rgb(data: bytes, canvas: int | None = None) -> Image.Image:
     image = opened(data)
     if canvas:
         image.draft(None, (2 * canvas, 2 * canvas))  # type: ignore[arg-type]
+    return as_rgb(image)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image that was opened, upright, 8-bit RGB, as for `to_rgb`; ValueError where it has no pixels."""
+    if not all(image.size):
+        raise ValueError("it has no pixels")
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":

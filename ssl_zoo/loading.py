@@ -1,0 +1,76 @@
+"""`ssl_zoo.load`: a finished run as a torch module."""
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import Tensor, nn
+
+from ssl_zoo.build import build
+from ssl_zoo.data.encoded import read_file
+from ssl_zoo.data.pixels import UNREADABLE, as_rgb, canvas_for, fit, to_rgb
+from ssl_zoo.errors import UserError, one_line
+from ssl_zoo.evaluation.features import normalised
+from ssl_zoo.export import header, load_backbone
+
+FILE = "backbone.safetensors"
+Picture = Image.Image | np.ndarray | str | PathLike[str]
+
+
+class Pretrained(nn.Module):
+    """A trained backbone: images [B, 3, S, S], as `transform` makes them -> features [B, num_features]. image_size: S, in pixels.
+    mean, std: of the channels on [0, 1]. about: what the file says of its origin (name, epochs, the config of the backbone).
+    """
+
+    def __init__(self, backbone: nn.Module, about: dict) -> None:
+        super().__init__()
+        self.backbone, self.about = backbone, about
+        self.num_features = int(backbone.num_features)  # type: ignore[arg-type]
+        self.image_size: int = about["image_size"]
+        self.mean, self.std = tuple(about["mean"]), tuple(about["std"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.backbone(images)
+
+    def transform(self, picture: Picture) -> Tensor:
+        """A file, a PIL image or an array uint8 [H, W] or [H, W, 3], prepared as test images are: float32 [3, S, S]. Raises UserError for a
+        file that is no picture.
+        """
+        canvas = canvas_for(self.image_size)
+        pixels = fit(_rgb(picture, canvas), canvas)
+        return normalised(torch.from_numpy(pixels.copy())[None], self.image_size, self.mean, self.std)[0]
+
+
+def load(path: str | PathLike[str], trust: Sequence[str] = ()) -> Pretrained:
+    """The backbone of a run folder, or of a backbone.safetensors alone, in evaluation mode on the CPU; of methods with a teacher the
+    network that their paper evaluates. Nothing in the file is executed. trust: packages of your own that a backbone may come from.
+
+    Raises UserError where there is none, or where the file does not say what it is of.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file = file / FILE
+        if not file.is_file():
+            raise UserError(f"{file.parent} has no {FILE}: give the folder of a run that has finished.")
+    about = header(file)
+    if not about.get("backbone") or not about.get("image_size") or not about.get("mean"):
+        raise UserError(f"{file} does not say what it is of: give a run folder of ssl_zoo, or its {FILE}.")
+    own = dict(about["backbone"])
+    if own.get("pretrained"):
+        own["pretrained"] = False  # nothing is downloaded for weights that are replaced at once
+    backbone = build(OmegaConf.create({"backbone": own, "trust": list(trust)}), "backbone", image_size=about["image_size"])
+    return Pretrained(load_backbone(backbone, file), about).eval()
+
+
+def _rgb(picture: Picture, canvas: int) -> Image.Image:
+    try:
+        if isinstance(picture, np.ndarray):
+            picture = Image.fromarray(picture)
+        return as_rgb(picture) if isinstance(picture, Image.Image) else to_rgb(read_file(Path(picture).expanduser()), canvas)
+    except UNREADABLE as e:
+        name = "The picture" if isinstance(picture, Image.Image | np.ndarray) else one_line(str(picture))[:160]
+        raise UserError(f"{name} cannot be read ({one_line(str(e))[:160] or type(e).__name__}).") from e
