@@ -149,8 +149,8 @@ def test_colours_are_told_by_their_names_after_a_short_training(method, tmp_path
     monkeypatch.setenv("SSL_ZOO_CACHE", str(tmp_path / "cache"))
     words = [w for w in SMALL if not w.startswith(("dataset.", "epochs", "batch_size"))]
     shapes = ["dataset.labels=colour", "dataset.image_size=16", "dataset.train_size=1024", "dataset.test_size=256"]
-    code = ssl_zoo(f"method={method}", *words, *shapes, "epochs=8", "batch_size=64", "optimizer.base_lr=2e-3",
-                   "evaluation.every_n_epochs=8", "evaluation.baselines=false", "run=run")  # fmt: skip
+    code = ssl_zoo(f"method={method}", *words, *shapes, "epochs=5", "batch_size=64", "optimizer.base_lr=2e-3",
+                   "evaluation.every_n_epochs=5", "evaluation.baselines=false", "run=run")  # fmt: skip
     assert code == 0
     assert ssl_zoo("eval", "run=run", "protocol=zero_shot") == 0
     found = json.loads((tmp_path / "run/eval/zero_shot.json").read_text())
