@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,9 +41,9 @@ class Pretrained(nn.Module):
         """A file, a PIL image or an array uint8 [H, W] or [H, W, 3], prepared as test images are: float32 [3, S, S]. Raises UserError for a
         file that is no picture.
         """
-        canvas = canvas_for(self.image_size)
-        pixels = fit(_rgb(picture, canvas), canvas)
-        return normalised(torch.from_numpy(pixels.copy())[None], self.image_size, self.mean, self.std)[0]
+        name = "The picture" if isinstance(picture, Image.Image | np.ndarray) else one_line(str(picture))[:160]
+        pixels = pixels_of(picture, canvas_for(self.image_size), name)
+        return normalised(pixels[None], self.image_size, self.mean, self.std)[0]
 
 
 def load(path: str | PathLike[str], trust: Sequence[str] = ()) -> Pretrained:
@@ -59,18 +60,22 @@ def load(path: str | PathLike[str], trust: Sequence[str] = ()) -> Pretrained:
     about = header(file)
     if not about.get("backbone") or not about.get("image_size") or not about.get("mean"):
         raise UserError(f"{file} does not say what it is of: give a run folder of ssl_zoo, or its {FILE}.")
-    own = dict(about["backbone"])
-    if own.get("pretrained"):
-        own["pretrained"] = False  # nothing is downloaded for weights that are replaced at once
-    backbone = build(OmegaConf.create({"backbone": own, "trust": list(trust)}), "backbone", image_size=about["image_size"])
-    return Pretrained(load_backbone(backbone, file), about).eval()
+    return Pretrained(backbone_of(file, about, about["image_size"], trust), about).eval()
 
 
-def _rgb(picture: Picture, canvas: int) -> Image.Image:
+def backbone_of(file: Path, about: dict[str, Any], image_size: int, trust: Sequence[str]) -> nn.Module:
+    """The backbone that a file of ssl_zoo holds, as its header `about` describes it, with its weights; on the CPU."""
+    own = {**about["backbone"], **({"pretrained": False} if about["backbone"].get("pretrained") else {})}  # nothing is downloaded
+    return load_backbone(build(OmegaConf.create({"backbone": own, "trust": list(trust)}), "backbone", image_size=image_size), file)
+
+
+def pixels_of(picture: Picture, canvas: int, name: str) -> Tensor:
+    """A picture as a data set holds it, uint8 [3, canvas, canvas]. Raises UserError, which calls it `name`, where it is none."""
     try:
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(picture)
-        return as_rgb(picture) if isinstance(picture, Image.Image) else to_rgb(read_file(Path(picture).expanduser()), canvas)
+        image = as_rgb(picture) if isinstance(picture, Image.Image) else to_rgb(read_file(Path(picture).expanduser()), canvas)
+        return torch.from_numpy(fit(image, canvas).copy())
     except UNREADABLE as e:
-        name = "The picture" if isinstance(picture, Image.Image | np.ndarray) else one_line(str(picture))[:160]
-        raise UserError(f"{name} cannot be read ({one_line(str(e))[:160] or type(e).__name__}).") from e
+        reason = str(e).split("<_io")[0].strip() or type(e).__name__
+        raise UserError(f"{name} is no picture that can be read ({one_line(reason)[:160]}).") from e

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ssl_zoo.build import Data, build
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.features import Subject
 from ssl_zoo.export import header, load_backbone
+from ssl_zoo.loading import backbone_of
 from ssl_zoo.nn.backbones import create, try_size
 from ssl_zoo.nn.named_weights import named_weights
 from ssl_zoo.nn.weights import load_weights
@@ -76,10 +77,7 @@ def of_weights(config: DictConfig, data: Data, device: torch.device, like: Subje
     if "backbone" in config:
         backbone = build(config, "backbone", image_size=size)
     elif whole and known.get("backbone"):  # our own file, which says what it is of
-        had = {**known["backbone"], **({"pretrained": False} if known["backbone"].get("pretrained") else {})}
-        own = OmegaConf.create({"backbone": had, "trust": config.trust})
-        backbone = build(own, "backbone", image_size=known.get("image_size") or size)
-        load_backbone(backbone, state, device)
+        backbone = backbone_of(state, known, known.get("image_size") or size, config.trust).to(device)
         try_size(backbone, "This backbone", size, "choose another image_size")
         return Judged(backbone, size, mean, std, {"source": config.weights, "net": config.net, "epochs": known.get("epochs")})
     elif name:

@@ -15,15 +15,15 @@ from rich.text import Text
 from ssl_zoo.build import build, build_augment, build_data
 from ssl_zoo.classify import sentences_for
 from ssl_zoo.config import plain
-from ssl_zoo.data.encoded import read_file
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.pack import pack
-from ssl_zoo.data.pixels import UNREADABLE, canvas_for, fit, to_rgb
+from ssl_zoo.data.pixels import canvas_for
 from ssl_zoo.distributed import fold_seed
 from ssl_zoo.errors import UserError, one_line
 from ssl_zoo.evaluate import pick_device
 from ssl_zoo.evaluation.features import centre, features_of
 from ssl_zoo.evaluation.zero_shot import class_embeddings
+from ssl_zoo.loading import pixels_of
 from ssl_zoo.nn.numerics import unit
 from ssl_zoo.nn.text import END
 from ssl_zoo.reports.figures import view_grid
@@ -74,7 +74,7 @@ def classify(config: DictConfig, trained: DictConfig) -> None:
             f"One label alone gets 100 % from CLIP, whose softmax shares out between labels: give two or more beside '{labels[0]}'."
         )
     size = subject.image_size
-    pixels = torch.stack([_picture(p, canvas_for(size)) for p in pictures])
+    pixels = torch.stack([pixels_of(p, canvas_for(size), f"image={one_line(p)[:160]}") for p in pictures])
     prompts = [sentences_for(label, plain(config)["templates"]) for label in labels]
     notes = _wording(towers, labels, prompts)
     embedded, _ = towers.sentences([s for of_one in prompts for s in of_one])
@@ -92,14 +92,6 @@ def classify(config: DictConfig, trained: DictConfig) -> None:
         console.print(table)
     for note in [_meaning(towers, len(labels), top), *notes]:
         print(note)
-
-
-def _picture(place: str, canvas: int) -> torch.Tensor:
-    try:
-        return torch.from_numpy(fit(to_rgb(read_file(Path(place).expanduser()), canvas), canvas).copy())
-    except UNREADABLE as e:
-        reason = str(e).split("<_io")[0].strip() or type(e).__name__
-        raise UserError(f"image={one_line(place)[:160]} is no picture that can be read ({one_line(reason)[:160]}).") from e
 
 
 def _wording(towers: Towers, labels: list[str], prompts: list[list[str]]) -> list[str]:

@@ -94,7 +94,7 @@ def test_what_cannot_be_loaded_or_read_is_one_sentence(tmp_path):
         np.zeros((2, 2, 7), np.uint8),
         np.zeros((0, 4, 3), np.uint8),
     ):
-        with pytest.raises(UserError, match=re.compile(r"^(The picture|.*\.(txt|png)) cannot be read \(.+\)\.$")):
+        with pytest.raises(UserError, match=re.compile(r"^(The picture|.*\.(txt|png)) is no picture that can be read \(.+\)\.$")):
             net.transform(bad)
 
 
