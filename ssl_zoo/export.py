@@ -17,7 +17,7 @@ def save_backbone(backbone: nn.Module, file: Path, about: dict[str, Any]) -> Non
     """The backbone's state dict under timm's names; `about` goes into the header as JSON. Written whole or not at all."""
     state = {k: v.detach().cpu().contiguous().clone() for k, v in backbone.state_dict().items()}
     with whole(file) as f:
-        f.write(save(state, metadata={"ssl_zoo": json.dumps(about)}))
+        f.write(save(state, metadata={"format": "pt", "ssl_zoo": json.dumps(about)}))
 
 
 def load_backbone(backbone: nn.Module, file: Path, device: torch.device | str = "cpu") -> nn.Module:

@@ -18,7 +18,7 @@ from ssl_zoo.errors import UserError, one_line
 from ssl_zoo.evaluation.features import normalised
 from ssl_zoo.export import header, load_backbone
 
-FILE = "backbone.safetensors"
+FILES = ("backbone.safetensors", "model.safetensors")  # of a run folder, and of an export
 Picture = Image.Image | np.ndarray | str | PathLike[str]
 
 
@@ -47,19 +47,21 @@ class Pretrained(nn.Module):
 
 
 def load(path: str | PathLike[str], trust: Sequence[str] = ()) -> Pretrained:
-    """The backbone of a run folder, or of a backbone.safetensors alone, in evaluation mode on the CPU; of methods with a teacher the
-    network that their paper evaluates. Nothing in the file is executed. trust: packages of your own that a backbone may come from.
+    """The backbone of a run folder, of an export (safetensors, timm, huggingface) or of its file alone, in evaluation mode on the CPU; of
+    methods with a teacher the network that their paper evaluates. Nothing in the file is executed. trust: packages of your own that a
+    backbone may come from.
 
     Raises UserError where there is none, or where the file does not say what it is of.
     """
     file = Path(path).expanduser()
     if file.is_dir():
-        file = file / FILE
-        if not file.is_file():
-            raise UserError(f"{file.parent} has no {FILE}: give the folder of a run that has finished.")
+        found = next((file / name for name in FILES if (file / name).is_file()), None)
+        if found is None:
+            raise UserError(f"{file} has no {FILES[0]}: give the folder of a run that has finished.")
+        file = found
     about = header(file)
     if not about.get("backbone") or not about.get("image_size") or not about.get("mean"):
-        raise UserError(f"{file} does not say what it is of: give a run folder of ssl_zoo, or its {FILE}.")
+        raise UserError(f"{file} does not say what it is of: give a run folder of ssl_zoo, or its {FILES[0]}.")
     return Pretrained(backbone_of(file, about, about["image_size"], trust), about).eval()
 
 

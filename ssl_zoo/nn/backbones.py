@@ -27,7 +27,8 @@ def create(
     kwargs: dict | None = None,
 ) -> nn.Module:
     """A timm model without classifier. Sets `num_features` to the width of its output and `stem_used` to a description;
-    on transformers, `pretrained` to whether weights were loaded.
+    on transformers, `pretrained` to whether weights were loaded; `made_with` to what timm.create_model was given beside the name, and
+    `replaced` to the names of modules that then took the place of its own.
 
     stem: "small" replaces the first convolution by 3x3, stride 1, padding 1 and drops the stem's max-pool (convolutional networks);
     "model" leaves it; "auto" is small for images of 64 px or less. patch_size: for transformers with patches; "auto" gives 8 x 8
@@ -47,6 +48,7 @@ def create(
         model.pretrained = pretrained or "checkpoint_path" in (kwargs or {})
     else:
         model = _timm(name, pretrained, kwargs or {})
+        model.replaced = []
         small = stem == "small" or (stem == "auto" and image_size <= SMALL_IMAGE)
         model.stem_used = _use_small_stem(model, first_conv) if small else "the model's own"
         if small and stem == "auto":
@@ -54,7 +56,7 @@ def create(
                 _checked(model, name, image_size)
             except UserError:  # a stem of parallel branches, say: the model's own may do
                 model = _timm(name, pretrained, kwargs or {})
-                model.stem_used = "the model's own"
+                model.stem_used, model.replaced = "the model's own", []
     if grad_checkpointing:
         _checkpoint(model, name)
     return _checked(model, name, image_size)
@@ -83,12 +85,19 @@ def tiny(image_size: int = 32, stem: str = "auto") -> nn.Module:
 
 def _timm(name: str, pretrained: bool, kwargs: dict) -> Any:
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+        model = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+        model.made_with = _portable(kwargs)
+        return model
     except TypeError as e:
         raise UserError(f"timm's {name} refuses backbone.kwargs: {e}.") from e
     except (OSError, RuntimeError) as e:
         why = (str(e).splitlines() or [type(e).__name__])[0]
         raise UserError(f"The pretrained weights of {name} cannot be had ({why}): use backbone.pretrained=false.") from e
+
+
+def _portable(options: dict) -> dict:
+    """Options of timm's without those that name a file of this machine."""
+    return {k: v for k, v in options.items() if k not in ("checkpoint_path", "cache_dir")}
 
 
 def _with_patches(name: str, image_size: int, patch_size: int | str | None, pretrained: bool, kwargs: dict) -> Any:
@@ -100,6 +109,7 @@ def _with_patches(name: str, image_size: int, patch_size: int | str | None, pret
     for option in ({**size, "dynamic_img_size": True}, size, {"img_size": image_size}, {}):
         try:
             model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **{**option, **kwargs})
+            model.made_with = _portable({**option, **kwargs})
             break
         except (OSError, RuntimeError):  # told below
             model = _timm(name, pretrained, {**option, **kwargs})
@@ -116,7 +126,7 @@ def _with_patches(name: str, image_size: int, patch_size: int | str | None, pret
             f"{name} cuts images into {patch} px patches, and {image_size} px is no multiple of that: "
             f"set dataset.image_size={max(patch, round(image_size / patch) * patch)} or another backbone.patch_size."
         )
-    model.stem_used = f"patches of {patch} px"
+    model.stem_used, model.replaced = f"patches of {patch} px", []
     return model
 
 
@@ -129,7 +139,7 @@ def _checkpoint(model: Any, name: str) -> None:
         raise UserError(f"timm cannot recompute activations of {name}: set backbone.grad_checkpointing=false.") from e
 
 
-def _use_small_stem(model: nn.Module, first_conv: str) -> str:
+def _use_small_stem(model: Any, first_conv: str) -> str:
     """Full resolution for small images; timm names the first convolution in its config."""
     try:
         old = model.get_submodule(first_conv)
@@ -142,12 +152,14 @@ def _use_small_stem(model: nn.Module, first_conv: str) -> str:
     if new.bias is not None:
         nn.init.zeros_(new.bias)
     model.set_submodule(first_conv, new)
+    model.replaced = [first_conv]
     for pool in ("maxpool", "stem.pool", "features.pool0"):
         try:
             model.get_submodule(pool)
         except AttributeError:
             continue
         model.set_submodule(pool, nn.Identity())
+        model.replaced.append(pool)
     return SMALL_STEM
 
 
