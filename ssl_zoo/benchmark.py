@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ssl_zoo.commands import command_line, config_dirs
+from ssl_zoo.config import override
 from ssl_zoo.errors import Ended, UserError
 from ssl_zoo.fingerprint import changes, config_hash
 from ssl_zoo.launch import refuse_many
-from ssl_zoo.multirun import override, wait
+from ssl_zoo.multirun import wait
 from ssl_zoo.suite import Cell, Suite, load_suite
 
 RESUME, RUN, FINISHED = "to resume", "to run", "finished"

@@ -16,7 +16,9 @@ VERBS = {
     "resume": "continue a run: ssl-zoo resume run=runs/... [epochs=200]",
     "preview": "a picture of augmented views: ssl-zoo preview method=simclr dataset=folder dataset.path=...",
     "shard": "pack a data set into a few large files: ssl-zoo shard data=photos out=shards [format=tar|litdata] [size=256]",
-    "export": "a run for other libraries: ssl-zoo export run=runs/... format=open_clip [out=FOLDER]",
+    "export": "a run for other libraries: ssl-zoo export run=runs/... format=timm|torchvision|onnx|huggingface|... [out=FOLDER]",
+    "embed": "features of images in a file: ssl-zoo embed run=runs/... data=photos out=features.parquet",
+    "search": "neighbours and near-duplicates: ssl-zoo search run=runs/... data=photos query=photo.jpg [duplicates=0.98]",
     "report": "a run on a page, or many in a table: ssl-zoo report run=runs/... | runs=FOLDER|GLOB [out=FOLDER]",
     "benchmark": "many runs and their table: ssl-zoo benchmark suite=NAME|FILE.yaml [seed=0,1,2] [key=value ...]",
     "list": "what there is: ssl-zoo list [methods|backbones|datasets|suites|...]",
@@ -124,7 +126,8 @@ def run(argv: list[str]) -> int:
         raise UserError("sweep=... says where the jobs of -m run: add -m.")
     from ssl_zoo.commands import HANDLERS
 
-    return HANDLERS[verb](words, options)
+    found = HANDLERS[verb](words, options)
+    return found if isinstance(found, int) else 0
 
 
 def split_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -1,9 +1,13 @@
-"""What each verb of `ssl-zoo` does with its words. Whatever needs torch is imported last, once the command is known to be good."""
+"""What each verb of `ssl-zoo` does with its words, and gives to Python: a path, a summary or results; a number is an exit code. Whatever
+needs torch is imported last, once the command is known to be good.
+"""
 
 import errno
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ssl_zoo.errors import UserError
 
@@ -21,7 +25,7 @@ def config_dirs(options: dict[str, str]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------- verbs
-def do_pretrain(words: list[str], options: dict[str, str]) -> int:
+def do_pretrain(words: list[str], options: dict[str, str]) -> dict[str, Any] | int:
     from ssl_zoo.config import compose, run_name
     from ssl_zoo.launch import begun, prepare, rank
 
@@ -42,7 +46,7 @@ def do_pretrain(words: list[str], options: dict[str, str]) -> int:
             )
             if rank() == 0:
                 print(again)
-            return 0
+            return json.loads((resume / "summary.json").read_text(encoding="utf-8"))
         commands = list(dict.fromkeys([*commands_of(resume), *commands])) if resume else commands
     if resume is None and (run := begun(config, name)):
         return do_resume([f"run={run}", *(w for w in words if w.startswith("trust="))], options)
@@ -51,7 +55,7 @@ def do_pretrain(words: list[str], options: dict[str, str]) -> int:
     return finish(pretrain(config, name, commands, resume=resume))
 
 
-def do_resume(words: list[str], options: dict[str, str]) -> int:
+def do_resume(words: list[str], options: dict[str, str]) -> dict[str, Any] | int:
     from ssl_zoo.continued import has_checkpoint
     from ssl_zoo.launch import prepare
     from ssl_zoo.saved import commands_of, load_run
@@ -72,7 +76,7 @@ def do_resume(words: list[str], options: dict[str, str]) -> int:
     return finish(pretrain(config, run.resolve().parent.name, commands, resume=run))
 
 
-def do_eval(words: list[str], options: dict[str, str]) -> int:
+def do_eval(words: list[str], options: dict[str, str]) -> list[dict[str, Any]] | int:
     from ssl_zoo.config import compose
     from ssl_zoo.judging import judged_folder, plan
 
@@ -95,10 +99,10 @@ def do_eval(words: list[str], options: dict[str, str]) -> int:
             whole = (folder / "summary.json").is_file()
             page = told(write_report, folder) if whole else write_evaluations(folder, str(config.run or config.weights))
             print(f"{'report':14}{page}")
-    return 0
+    return [result for _, result in found]
 
 
-def do_preview(words: list[str], options: dict[str, str]) -> int:
+def do_preview(words: list[str], options: dict[str, str]) -> Path | int:
     from ssl_zoo.config import compose
 
     config = compose("preview", words, config_dirs(options))
@@ -106,11 +110,11 @@ def do_preview(words: list[str], options: dict[str, str]) -> int:
         return show(config)
     from ssl_zoo.verbs import preview
 
-    print(preview(config))
-    return 0
+    print(file := preview(config))
+    return file
 
 
-def do_shard(words: list[str], options: dict[str, str]) -> int:
+def do_shard(words: list[str], options: dict[str, str]) -> Path | int:
     from ssl_zoo.config import compose
     from ssl_zoo.shard import check_shard, dataset_words
 
@@ -121,21 +125,42 @@ def do_shard(words: list[str], options: dict[str, str]) -> int:
     from ssl_zoo.verbs import shard
 
     print(shard(config))
-    return 0
+    return Path(config.out).expanduser()
 
 
-def do_export(words: list[str], options: dict[str, str]) -> int:
+def do_export(words: list[str], options: dict[str, str]) -> Path | int:
     from ssl_zoo.config import compose
     from ssl_zoo.exporting import check_export, export
 
     config = compose("export", words, config_dirs(options))
     if "cfg" in options:
         return show(config)
-    print("\n".join(export(config, *check_export(config))))
-    return 0
+    run, trained, out = check_export(config)
+    print("\n".join(export(config, run, trained, out)))
+    return out
 
 
-def do_classify(words: list[str], options: dict[str, str]) -> int:
+def do_embed(words: list[str], options: dict[str, str]) -> Path | int:
+    from ssl_zoo.embedding import check_embed, embed, embed_config
+
+    config = embed_config(words, config_dirs(options))
+    if "cfg" in options:
+        return show(config)
+    print("\n".join(embed(config, check_embed(config))))
+    return Path(str(config.out)).expanduser()
+
+
+def do_search(words: list[str], options: dict[str, str]) -> Path | int:
+    from ssl_zoo.searching import check_search, search, search_config, search_folder
+
+    config = search_config(words, config_dirs(options))
+    if "cfg" in options:
+        return show(config)
+    print("\n".join(search(config, check_search(config))))
+    return search_folder(config)
+
+
+def do_classify(words: list[str], options: dict[str, str]) -> list[dict[str, Any]] | int:
     from ssl_zoo.classify import check_classify, classify_config
 
     config = classify_config(words, config_dirs(options))
@@ -144,11 +169,10 @@ def do_classify(words: list[str], options: dict[str, str]) -> int:
     trained = check_classify(config)
     from ssl_zoo.verbs import classify
 
-    classify(config, trained)
-    return 0
+    return classify(config, trained)
 
 
-def do_report(words: list[str], options: dict[str, str]) -> int:
+def do_report(words: list[str], options: dict[str, str]) -> Path:
     if any(w.startswith("runs=") for w in words):
         from ssl_zoo.stale import report_words
 
@@ -160,8 +184,8 @@ def do_report(words: list[str], options: dict[str, str]) -> int:
         raise UserError(f"run={run} has no summary.json: let the run finish first.")
     from ssl_zoo.reports.html import write_report
 
-    print(told(write_report, run))
-    return 0
+    print(page := told(write_report, run))
+    return page
 
 
 def do_benchmark(words: list[str], options: dict[str, str]) -> int:
@@ -206,8 +230,6 @@ def take_run(words: list[str], verb: str) -> tuple[Path, list[str]]:
 
 def finished_epochs(run: Path) -> int | None:
     """How many epochs a finished run trained for; None for a run without summary.json."""
-    import json
-
     file = run / "summary.json"
     try:
         return int(json.loads(file.read_text(encoding="utf-8"))["epochs"]) if file.is_file() else None
@@ -226,10 +248,10 @@ def told(write: Callable[[Path], Path], run: Path) -> Path:
         raise UserError(f"The report of {run} cannot be made ({type(e).__name__}: {str(e)[:160]}): {files} of it is damaged.") from e
 
 
-def finish(summary: dict) -> int:
+def finish(summary: dict[str, Any]) -> dict[str, Any]:
     """Draw the report and print the six-line table; on ranks above 0 there is nothing to print."""
     if not summary:
-        return 0
+        return summary
     from ssl_zoo.reports.html import table, write_report
 
     run = Path(summary["run"])
@@ -238,16 +260,18 @@ def finish(summary: dict) -> int:
         print(f"{key:14}{value}")
     if summary.get("sync"):
         print(f"upload with: {summary['sync']}")
-    return 0
+    return summary
 
 
-HANDLERS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
+HANDLERS: dict[str, Callable[[list[str], dict[str, str]], Any]] = {
     "pretrain": do_pretrain,
     "eval": do_eval,
     "resume": do_resume,
     "preview": do_preview,
     "shard": do_shard,
     "export": do_export,
+    "embed": do_embed,
+    "search": do_search,
     "classify": do_classify,
     "report": do_report,
     "benchmark": do_benchmark,

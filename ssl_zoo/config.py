@@ -57,6 +57,29 @@ def parse(overrides: list[str]) -> list[Override]:
         raise UserError(f"The command cannot be read ({one_line(e)[:200]}): write key=value, with quotes round special characters.") from e
 
 
+def override(key: str, value: Any) -> str:
+    """key=value as Hydra reads it back, whatever the value holds: text, a path, a number, true, null, or a list or table of these."""
+    return f"{key}={_quoted(value)}"
+
+
+def _quoted(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_quoted(k)}:{_quoted(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_quoted, value)) + "]"
+    text = str(value)
+    if ("/" in text and re.fullmatch(r"[\w./+-]+", text, re.ASCII)) or (
+        re.fullmatch(r"[A-Za-z_][\w.-]*", text, re.ASCII) and text.lower() not in ("null", "true", "false", "nan", "inf")
+    ):
+        return text
+    quoted = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")  # elsewhere a backslash is one
+    return f"'{quoted}'"
+
+
 def plain(config: DictConfig) -> dict:
     """The config as resolved dicts and lists."""
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]

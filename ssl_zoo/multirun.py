@@ -1,6 +1,5 @@
 """`ssl-zoo -m`: one process and one run folder for each combination of values. Needs no torch."""
 
-import re
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from types import FrameType
 from omegaconf import DictConfig
 
 from ssl_zoo.commands import command_line, config_dirs, show
-from ssl_zoo.config import compose, expand, parse, run_name
+from ssl_zoo.config import compose, expand, override, parse, run_name
 from ssl_zoo.continued import has_checkpoint
 from ssl_zoo.errors import Ended, UserError
 from ssl_zoo.launch import refuse_many
@@ -91,15 +90,6 @@ def _run(command: list[str], folder: Path, auto: bool) -> int:
 
 def _start(*words: str) -> int:
     return wait(subprocess.Popen([sys.executable, "-m", "ssl_zoo", *words]))
-
-
-def override(key: str, value: str | Path) -> str:
-    """key=value as Hydra reads it back, whatever the value holds."""
-    text = str(value)
-    if "/" in text and re.fullmatch(r"[\w./+-]+", text, re.ASCII):
-        return f"{key}={text}"
-    quoted = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")  # elsewhere a backslash is one
-    return f"{key}='{quoted}'"
 
 
 def wait(job: subprocess.Popen) -> int:

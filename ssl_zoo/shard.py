@@ -12,12 +12,13 @@ from ssl_zoo.errors import UserError
 USAGE = "ssl-zoo shard data=photos out=shards"
 
 
-def dataset_words(words: list[str], config_dirs: list[str]) -> list[str]:
-    """The overrides with data=<name or path> as the dataset=... dataset.path=... that it stands for."""
+def dataset_words(words: list[str], config_dirs: list[str], least: int = 1, usage: str = USAGE) -> list[str]:
+    """The overrides with data=<name or path> as the dataset=... dataset.path=... that it stands for. least: 0 where none will do."""
     given = [w.partition("=")[2] for w in words if w.startswith("data=")]
     rest = [w for w in words if not w.startswith("data=")]
-    if len(given) + sum(w.startswith("dataset=") for w in rest) != 1:
-        raise UserError(f"shard needs one data set, data=... (a folder, a parquet file or a name) or dataset=...: {USAGE}.")
+    if not least <= len(given) + sum(w.startswith("dataset=") for w in rest) <= 1:
+        verb = usage.split()[1]
+        raise UserError(f"{verb} takes one data set, data=... (a folder, a parquet file or a name) or dataset=...: {usage}.")
     return [*words_for(given[0], config_dirs), *rest] if given else rest
 
 

@@ -22,8 +22,8 @@ from ssl_zoo.reports.table import terminal
 Changes = dict[str, tuple[Any, Any]]
 
 
-def report_words(words: list[str]) -> int:
-    """`ssl-zoo report runs=FOLDER|GLOB [out=FOLDER]`."""
+def report_words(words: list[str]) -> Path:
+    """`ssl-zoo report runs=FOLDER|GLOB [out=FOLDER]`: the page."""
     found = dict(w.partition("=")[::2] for w in words)
     if other := next((w for w in words if w.partition("=")[0] not in ("runs", "out")), None):
         raise UserError(f"report takes runs=... and out=... (or run=... alone), not '{other}'.")
@@ -32,12 +32,13 @@ def report_words(words: list[str]) -> int:
     if not where or not places:
         raise UserError(f"runs={where} is no folder, and no pattern that fits one: ssl-zoo report runs=runs.")
     default = (Path(where) if Path(where).is_dir() else Path(".")) / "report"
-    report(places, Path(found.get("out") or default), title=str(where))
-    return 0
+    return report(places, Path(found.get("out") or default), title=str(where))
 
 
-def report(places: Iterable[Path], out: Path, title: str, stale: Mapping[Path, Changes] | None = None) -> None:
-    """Collect the runs below `places`, write the page and the tables into `out`, and show them. stale: what is known to be so already."""
+def report(places: Iterable[Path], out: Path, title: str, stale: Mapping[Path, Changes] | None = None) -> Path:
+    """Collect the runs below `places`, write the page and the tables into `out`, and show them; returns the page. stale: what is known to
+    be so already.
+    """
     runs, problems = collect(places, aside=out)
     if not runs:
         reasons = f": {problems[0].folder}: {problems[0].reason}" if problems else ""
@@ -59,6 +60,7 @@ def report(places: Iterable[Path], out: Path, title: str, stale: Mapping[Path, C
     (console if console.is_terminal else Console(width=160)).print(terminal(groups, title))
     for file in files:
         print(file)
+    return files[0]
 
 
 def _today(run: Run, seen: dict[tuple[str, ...], dict[str, Any] | str]) -> dict[str, Any] | str:

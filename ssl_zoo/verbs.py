@@ -4,6 +4,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -63,8 +64,8 @@ def shard(config: DictConfig) -> str:
     return f"{amount}; train on them with: ssl-zoo dataset=shards dataset.path={shlex.quote(str(out))}"
 
 
-def classify(config: DictConfig, trained: DictConfig) -> None:
-    """`ssl-zoo classify`: a table for each picture, of the labels that fit it best."""
+def classify(config: DictConfig, trained: DictConfig) -> list[dict[str, Any]]:
+    """`ssl-zoo classify`: a table for each picture, of the labels that fit it best; returns them, with the share of each label."""
     pictures, labels = plain(config)["image"], plain(config)["labels"]
     device = pick_device(config.device)
     subject = towers_of(Path(config.run), trained, config.image_size, device)
@@ -82,6 +83,7 @@ def classify(config: DictConfig, trained: DictConfig) -> None:
     cosine = unit(images) @ class_embeddings(embedded.unflatten(0, (len(labels), -1))).T
     shares = towers.confidence(cosine).cpu()
     console, top = Console(), min(config.top, len(labels))
+    found = []
     kind = "softmax, %" if towers.bias is None else "sigmoid, %"
     for picture, own in zip(pictures, shares, strict=True):
         order = own.argsort(descending=True, stable=True)[:top].tolist()
@@ -90,8 +92,10 @@ def classify(config: DictConfig, trained: DictConfig) -> None:
         for i in order:
             table.add_row(Text(printable(labels[i])), f"{100 * float(own[i]):.1f}")
         console.print(table)
+        found.append({"image": picture, "labels": {labels[i]: float(own[i]) for i in order}})
     for note in [_meaning(towers, len(labels), top), *notes]:
         print(note)
+    return found
 
 
 def _wording(towers: Towers, labels: list[str], prompts: list[list[str]]) -> list[str]:

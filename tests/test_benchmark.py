@@ -21,10 +21,9 @@ from hypothesis import strategies as st
 
 from ssl_zoo.benchmark import FINISHED, RESUME, RUN, plan_of
 from ssl_zoo.cli import main
-from ssl_zoo.config import compose, parse, plain
+from ssl_zoo.config import compose, override, parse, plain
 from ssl_zoo.errors import UserError
 from ssl_zoo.fingerprint import changes, config_hash, group_hash
-from ssl_zoo.multirun import override
 from ssl_zoo.reports.benchmark_page import render, write_benchmark
 from ssl_zoo.reports.collect import Problem, Run, collect
 from ssl_zoo.reports.groups import Group, Measure, group, split_name

@@ -27,7 +27,10 @@ def build_loggers(config: dict[str, Any], run: Path) -> list[Logger]:
         offline = not os.environ.get("WANDB_API_KEY") if config["offline"] == "auto" else bool(config["offline"])
         os.environ.setdefault("WANDB_SILENT", "true")
         name = f"{run.parent.name}/{run.name}"
-        loggers.append(WandbLogger(project=config["project"], save_dir=str(run), offline=offline, name=name, id=wandb_id(run)))
+        try:
+            loggers.append(WandbLogger(project=config["project"], save_dir=str(run), offline=offline, name=name, id=wandb_id(run)))
+        except ModuleNotFoundError as e:
+            raise UserError("logger=wandb needs the package wandb: pip install 'ssl-zoo[wandb]'.") from e
     return loggers
 
 

@@ -85,7 +85,7 @@ def tiny(image_size: int = 32, stem: str = "auto") -> nn.Module:
 
 def _timm(name: str, pretrained: bool, kwargs: dict) -> Any:
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
+        model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
         model.made_with = _portable(kwargs)
         return model
     except TypeError as e:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -52,7 +53,10 @@ def torchvision_twin(backbone: nn.Module, name: str, image_size: int) -> Twin | 
     """
     state = dict(backbone.state_dict())
     if is_vit(backbone):
-        return Twin(_vit(backbone, image_size), "heads", _renamed(state, VIT), {})
+        try:
+            return Twin(_vit(backbone, image_size), "heads", _renamed(state, VIT), {})
+        except AttributeError:  # of a block that is built otherwise
+            return None
     if name in CONVNEXTS:
         scales = {k: v[:, None, None] if k.endswith(".gamma") else v for k, v in state.items()}
         return Twin(f"torchvision.models.{name}()", "classifier.2", _renamed(scales, CONVNEXT), {"stem.0": "features.0.0"})
@@ -67,13 +71,11 @@ def _has(name: str) -> bool:
     return name in models.list_models(module=models)
 
 
-def _vit(backbone: nn.Module, image_size: int) -> str:
-    blocks = list(backbone.get_submodule("blocks").children())
-    first, (width, _, patch, _) = blocks[0], backbone.get_submodule("patch_embed.proj").weight.shape  # type: ignore[union-attr, misc]
-    hidden = first.get_submodule("mlp.fc1").weight.shape[0]  # type: ignore[union-attr]
+def _vit(backbone: Any, image_size: int) -> str:
+    first, (width, _, patch, _) = backbone.blocks[0], backbone.patch_embed.proj.weight.shape
     return (
-        f"torchvision.models.VisionTransformer(image_size={image_size}, patch_size={patch}, num_layers={len(blocks)}, "
-        f"num_heads={first.get_submodule('attn').num_heads}, hidden_dim={width}, mlp_dim={hidden})"
+        f"torchvision.models.VisionTransformer(image_size={image_size}, patch_size={patch}, num_layers={len(backbone.blocks)}, "
+        f"num_heads={first.attn.num_heads}, hidden_dim={width}, mlp_dim={len(first.mlp.fc1.weight)})"
     )
 
 

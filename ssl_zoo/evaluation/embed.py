@@ -1,0 +1,280 @@
+"""Features of any number of images on disk: in parts that a later call goes on from, then in one file."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from ssl_zoo.data.feed import feed, plan
+from ssl_zoo.data.images import Images
+from ssl_zoo.data.ondemand import Fetched, OnDemand
+from ssl_zoo.errors import UserError
+from ssl_zoo.evaluation.feature_cache import data_hash
+from ssl_zoo.evaluation.features import Subject, dtype_of, eval_mode, normalised
+from ssl_zoo.files import whole
+
+SECONDS = 20.0  # after which what was computed is written as a part
+VERSION = 1  # of the parts and of the file
+Step = Callable[[int], None]
+
+
+@dataclass
+class Embedding:
+    """What was written: the file (an .npy has its index beside it), rows [n] x dim features, and the images left out, with the reason."""
+
+    file: Path
+    rows: int = 0
+    dim: int = 0
+    left: list[str] = field(default_factory=list)
+    before: int = 0  # images that an earlier call had done
+    index: Path | None = None
+
+
+def identity(splits: dict[str, Images], weights: str, size: int) -> dict[str, Any]:
+    """What decides the rows of an embedding: names or pixels of the images, the weights, and the size that they are given. "stamp" tells
+    of changed files, where it is known.
+    """
+    digest, stamps = hashlib.blake2b(digest_size=12), []
+    for split, images in splits.items():
+        digest.update(f"{split} {len(images)} {images.image_size} {tuple(images.pixels.shape)}\n".encode())
+        if isinstance(images.pixels, OnDemand):
+            files = images.pixels.files
+            for i in range(len(images)):
+                digest.update(os.fsencode(files.name(images.pixels.row(i))) + b"\0")
+            stamps.append(files.stamp() if hasattr(files, "stamp") else None)
+        else:
+            digest.update(data_hash(images).encode())
+    stamp = "".join(stamps) if stamps and None not in stamps else None  # type: ignore[arg-type]
+    return {"version": VERSION, "weights": weights, "image_size": size, "images": digest.hexdigest(), "stamp": stamp}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two identities are of the same embedding; stamps count where both are known."""
+    stamps = {one.get("stamp"), other.get("stamp")} - {None}
+    return len(stamps) < 2 and {**one, "stamp": None} == {**other, "stamp": None}
+
+
+def parts_of(file: Path) -> Path:
+    """The folder beside `file` where its parts lie until it is whole."""
+    return file.with_name(f"{file.name}.parts")
+
+
+class Parts:
+    """The parts of `file`: each is a parquet file of the rows from the number in its name on, whose metadata say where it ends. Raises
+    UserError where they are of another embedding.
+    """
+
+    def __init__(self, file: Path, of: dict[str, Any]) -> None:
+        self.folder, self.of = parts_of(file), of
+        self.folder.mkdir(parents=True, exist_ok=True)
+        about = self.folder / "about.json"
+        try:
+            known = json.loads(about.read_text()) if about.is_file() else None
+            matches = known is None or same(known, of)
+        except (ValueError, AttributeError):
+            matches = False
+        if not matches:
+            raise UserError(
+                f"{self.folder} holds the beginning of another embedding (of other images, weights or sizes): choose another out=..., or "
+                f"delete that folder."
+            )
+        if known is None:
+            with whole(about) as f:
+                f.write(json.dumps(of).encode())
+
+    def files(self) -> list[tuple[Path, dict[str, Any]]]:
+        """The parts in a row from the first image on, and what their metadata say; what cannot be read ends the row."""
+        found: list[tuple[Path, dict[str, Any]]] = []
+        end = 0
+        while (part := self.folder / f"{end:012d}.parquet").is_file():
+            try:
+                about = json.loads(pq.read_schema(part).metadata[b"ssl_zoo"])
+                if about["start"] != end or about["end"] <= end:
+                    break
+            except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+                break
+            found.append((part, about))
+            end = about["end"]
+        return found
+
+    def write(self, table: pa.Table, start: int, end: int, left: list[str]) -> None:
+        """The rows of images start to end, of which those in `left` have none."""
+        about = json.dumps({"start": start, "end": end, "left": left, "rows": len(table)})
+        with whole(self.folder / f"{start:012d}.parquet") as f:
+            pq.write_table(table.replace_schema_metadata({"ssl_zoo": about}), f, compression="none")
+
+
+def embed(
+    subject: Subject, splits: dict[str, Images], file: Path, of: dict[str, Any], device: torch.device, batch_size: int, step: Step
+) -> Embedding:
+    """Write the features of all images into `file`, whose name ends with .parquet or .npy: float32, what the backbone makes of each image
+    in evaluation mode. Goes on after the parts of an earlier call; no more than a batch and a part are in memory. `step` is called with
+    the number of images done, first with that of an earlier call. of: as `identity` gives.
+
+    Raises UserError where the features are no finite numbers, or `file` is not to be had.
+    """
+    parts = Parts(file, of)
+    done = parts.files()[-1][1]["end"] if parts.files() else 0
+    result = Embedding(file, before=done)
+    step(done)
+    at = 0
+    for split, images in splits.items():
+        if done < at + len(images):
+            _split(subject, split, images, max(0, done - at), at, parts, device, batch_size, step)
+        at += len(images)
+    return _join(parts, result)
+
+
+def _split(
+    subject: Subject, split: str, images: Images, first: int, at: int, parts: Parts, device: torch.device, batch_size: int, step: Step
+) -> None:
+    """The images of a split from `first` on into parts; `at` is the row of its first image among all."""
+    pixels = images.pixels
+    batches = torch.arange(first, len(images)).split(batch_size)
+    done: list[tuple[Tensor, Tensor, Tensor]] = []  # features of images that could be read, these images, and those that could not
+    start, since = first, time.monotonic()
+
+    def flush() -> None:
+        nonlocal start, since
+        if not done:
+            return
+        features, kept, left = (torch.cat([d[i] for d in done]) for i in range(3))
+        if not torch.isfinite(features).all():
+            raise UserError("Some images get features that are no finite numbers: these weights have diverged.")
+        end = 1 + max(int(rows.max()) for rows in (kept, left) if len(rows))
+        notes = [_left(pixels, i) for i in left.tolist()] if isinstance(pixels, OnDemand) else []
+        parts.write(_table(features.cpu(), split, images, kept, at), at + start, at + end, notes)
+        done.clear()
+        start, since = end, time.monotonic()
+
+    def compute(batch: Fetched, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = normalised(batch.pixels.to(device, non_blocking=True), images.image_size, subject.mean, subject.std, subject.image_size)
+        features, good = subject.backbone(x.to(dtype_of(subject.backbone))).float(), batch.shown == index
+        return (features if good.all() else features[good.to(device)]), index[good], index[~good]
+
+    with eval_mode(subject.backbone), torch.no_grad():
+        try:
+            for index, batch in zip(batches, feed(pixels, batches, *plan(pixels, "auto", "auto", 1), device.type == "cuda"), strict=True):
+                done.append(compute(batch, index))
+                if time.monotonic() - since > SECONDS:
+                    flush()
+                step(len(index))
+        finally:  # what was computed before an error or Ctrl-C is kept
+            flush()
+
+
+def _left(pixels: OnDemand, i: int) -> str:
+    row = pixels.row(i)
+    return f"{pixels.files.name(row)}: {pixels.unreadable.get(row, 'it cannot be read')}"
+
+
+def _table(features: Tensor, split: str, images: Images, rows: Tensor, at: int) -> pa.Table:
+    """row int64, name, split, label and class (where there are any) and features, a list of float32 of fixed length."""
+    columns: dict[str, Any] = {
+        "row": pa.array((rows + at).numpy()),
+        "name": pa.array([name_of(images, i) for i in rows.tolist()], pa.string()),
+        "split": pa.array([split] * len(rows), pa.string()),
+    }
+    if images.labels is not None:
+        labels = images.labels[rows].tolist()
+        columns["label"] = pa.array([v if v >= 0 else None for v in labels], pa.int64())
+        names = images.classes or []
+        columns["class"] = pa.array([_text(names[v]) if 0 <= v < len(names) else None for v in labels], pa.string())
+    flat = pa.array(features.flatten().numpy())
+    columns["features"] = pa.FixedSizeListArray.from_arrays(flat, features.shape[1])
+    return pa.table(columns)
+
+
+def name_of(images: Images, i: int) -> str:
+    """What image i is called: its path or row in the data set, as text."""
+    if not isinstance(images.pixels, OnDemand):
+        return f"image {i}"
+    return _text(images.pixels.files.name(images.pixels.row(i)))
+
+
+def _text(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _join(parts: Parts, result: Embedding) -> Embedding:
+    """All parts as one file, which appears when it is whole; the parts then go."""
+    done = parts.files()
+    file = result.file
+    for _, about in done:
+        result.left += about["left"]
+        result.rows += about["rows"]
+    schema = _common([pq.read_schema(part) for part, _ in done])
+    result.dim = schema.field("features").type.list_size
+    if not result.rows:
+        raise UserError(f"None of the images could be read (the first: {result.left[0]}): check data=...")
+    metadata = {"ssl_zoo": json.dumps({**parts.of, "rows": result.rows, "dim": result.dim})}
+    if file.suffix == ".npy":
+        result.index = file.with_suffix(".index.parquet")
+        with whole(result.index) as f:
+            _write_parquet(f, done, schema.remove(schema.get_field_index("features")).with_metadata(metadata))
+        with whole(file) as f:
+            shape = (result.rows, result.dim)
+            np.lib.format.write_array_header_1_0(f, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            for part, _ in done:
+                f.write(np.ascontiguousarray(_features(pq.read_table(part, columns=["features"])), dtype="<f4").data)
+    else:
+        with whole(file) as f:
+            _write_parquet(f, done, schema.with_metadata(metadata))
+    shutil.rmtree(parts.folder)
+    return result
+
+
+def _common(schemas: list[pa.Schema]) -> pa.Schema:
+    """That of all parts; one split may have labels that another lacks."""
+    return pa.unify_schemas([s.remove_metadata() for s in schemas])
+
+
+def _write_parquet(f: IO[bytes], done: list[tuple[Path, dict[str, Any]]], schema: pa.Schema) -> None:
+    with pq.ParquetWriter(f, schema, use_dictionary=["split", "class"]) as writer:  # features are all different
+        for part, _ in done:
+            table = pq.read_table(part)
+            full = {n: table[n] if n in table.column_names else pa.nulls(len(table), schema.field(n).type) for n in schema.names}
+            writer.write_table(pa.table(full, schema=schema))
+
+
+def _features(table: pa.Table) -> np.ndarray:
+    """The column of features as an array float32 [n, D]."""
+    column = table["features"]
+    chunks = [c.flatten().to_numpy() for c in column.chunks]
+    return np.concatenate(chunks).reshape(len(column), -1) if chunks else np.empty((0, column.type.list_size), np.float32)
+
+
+def read_embedding(file: Path) -> tuple[dict[str, Any], pa.Table, Tensor]:
+    """What an embedding says of itself, its table without features, and the features [n, D] float32. Raises UserError for other files."""
+    try:
+        index = file.with_suffix(".index.parquet") if file.suffix == ".npy" else file
+        about = json.loads((pq.read_schema(index).metadata or {})[b"ssl_zoo"])
+        table = pq.read_table(index)
+        features = np.load(file, allow_pickle=False) if file.suffix == ".npy" else _features(table)
+        if len(features) != len(table) or about["rows"] != len(table):
+            raise ValueError("its rows and its index differ")
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as e:
+        raise UserError(f"{file} is no embedding that ssl-zoo embed wrote ({str(e).splitlines()[0][:160]}): write it again.") from e
+    names = [n for n in table.column_names if n != "features"]
+    return about, table.select(names), torch.from_numpy(np.array(features, dtype=np.float32))
+
+
+def rows_of(splits: dict[str, Images], rows: Tensor) -> Iterator[tuple[Images, int]]:
+    """The split and the place in it of each of `rows`, which count through all splits."""
+    for row in rows.tolist():
+        for images in splits.values():
+            if row < len(images):
+                yield images, row
+                break
+            row -= len(images)
