@@ -148,3 +148,30 @@ def numbered(n, labels=True):
     """n images whose pixels hold their number."""
     pixels = torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1).expand(n, 3, 8, 8).contiguous()
     return Images(pixels, torch.arange(n) % 3 if labels else None, ["a", "b", "c"], 8)
+
+
+def finished(run, *words):
+    """A run folder as training leaves it, with weights as they were drawn and running statistics as if it had seen something."""
+    from ssl_zoo.build import build_data, build_method
+    from ssl_zoo.config import compose, plain
+    from ssl_zoo.evaluation.features import as_bytes, centre
+    from ssl_zoo.evaluation.pictures import save_figure_data
+    from ssl_zoo.export import save_backbone
+    from ssl_zoo.saved import save_config
+
+    torch.manual_seed(0)
+    config = compose("train", ["experiment=smoke", "dataset.train_size=32", "dataset.test_size=16", *words])
+    data = build_data(config)
+    method = build_method(config, data).eval()
+    for m in method.evaluated.modules():
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm):
+            m.running_mean.normal_(0, 0.1)
+            m.running_var.uniform_(0.5, 1.5)
+    run.mkdir(parents=True)
+    about = {"name": run.name, "image_size": data.train.image_size, "mean": data.mean, "std": data.std, "backbone": plain(config.backbone)}
+    save_backbone(method.evaluated, run / "backbone.safetensors", about | {"epochs": 2})
+    save_config(config, run, ["ssl-zoo"])
+    save_figure_data(run / "figures", {"originals": as_bytes(centre(data.test.pixels[:8], data.test.image_size))})
+    summary = json.loads((ROOT / "docs/results/simclr-tiny-shapes.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "name": run.name, "run": str(run)}))
+    return run

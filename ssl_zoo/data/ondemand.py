@@ -46,8 +46,11 @@ class Pending(NamedTuple):
 
 class OnDemand:
     """Stands where an array uint8 [N, 3, S, S] does: an index or slice of it is decoded by threads. rows: the rows of `files` that it is
-    of, [N]; None for all. A file that cannot be read gives way to the next image that can, and is added to `skipped`.
+    of, [N]; None for all. A file that cannot be read gives way to the next image that can, and is added to `skipped`; with `gaps` it leaves
+    a black image that is shown to be of -1.
     """
+
+    gaps = False
 
     def __init__(self, files: Encoded, canvas: int, rows: Tensor | None = None) -> None:
         self.files, self.canvas, self.rows = files, canvas, rows
@@ -84,7 +87,7 @@ class OnDemand:
     def take(self, index: Tensor) -> "OnDemand":
         """The images at `index` [n], which know of the same unreadable files."""
         taken = OnDemand(self.files, self.canvas, index if self.rows is None else self.rows[index])
-        taken.skipped, taken.unreadable = self.skipped, self.unreadable
+        taken.skipped, taken.unreadable, taken.gaps = self.skipped, self.unreadable, self.gaps
         return taken
 
     def readable(self) -> Tensor:
@@ -140,7 +143,7 @@ class OnDemand:
                 self.skipped.append(f"{self.files.name(row)}: {reason}")
                 count = len(self.unreadable)
                 if count <= SHOWN:
-                    log.warning("skipped %s; the next image takes its place", one_line(self.skipped[-1]))
+                    log.warning("skipped %s%s", one_line(self.skipped[-1]), "" if self.gaps else "; the next image takes its place")
                 elif count % 100 == 0:
                     log.warning("%d files could not be read so far", count)
 
@@ -156,7 +159,7 @@ class OnDemand:
     def _next(self, i: int, bad: list[tuple[int, str]]) -> tuple[np.ndarray, int]:
         """Image i or the next one that can be read, the first after the last, and which it is."""
         reason = ""
-        for at in (n % len(self) for n in range(i, i + min(IN_A_ROW, len(self)))):
+        for at in (n % len(self) for n in range(i, i + (1 if self.gaps else min(IN_A_ROW, len(self))))):
             row = self.row(at)
             known = self.unreadable.get(row)
             found = decode_row(self.files, row, self.canvas) if known is None else known
@@ -165,6 +168,8 @@ class OnDemand:
             reason = reason or f"{self.files.name(row)}: {found}"
             if known is None:
                 bad.append((row, found))
+        if self.gaps:
+            return np.zeros(self.shape[1:], dtype=np.uint8), -1
         raise UserError(
             f"None of {min(IN_A_ROW, len(self))} files in a row could be read as an image (the first: {reason}): check dataset.path."
         )

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssl_zoo.data.feed import feed, plan
 from ssl_zoo.data.images import Images
-from ssl_zoo.data.ondemand import Fetched, OnDemand
+from ssl_zoo.data.ondemand import IN_A_ROW, Fetched, OnDemand
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.feature_cache import data_hash
 from ssl_zoo.evaluation.features import Subject, dtype_of, eval_mode, normalised
@@ -122,81 +122,121 @@ def embed(
     in evaluation mode. Goes on after the parts of an earlier call; no more than a batch and a part are in memory. `step` is called with
     the number of images done, first with that of an earlier call. of: as `identity` gives.
 
-    Raises UserError where the features are no finite numbers, or `file` is not to be had.
+    Raises UserError where the features are no finite numbers, or many files in a row cannot be opened.
     """
     parts = Parts(file, of)
     done = parts.files()[-1][1]["end"] if parts.files() else 0
     result = Embedding(file, before=done)
     step(done)
     at = 0
-    for split, images in splits.items():
+    for split, prefix in _prefixes(splits).items():
+        images = splits[split]
+        if isinstance(images.pixels, OnDemand):
+            images = replace(images, pixels=images.pixels.take(torch.arange(len(images))))
+            images.pixels.gaps = True  # type: ignore[union-attr]
         if done < at + len(images):
-            _split(subject, split, images, max(0, done - at), at, parts, device, batch_size, step)
+            _Split(split, prefix, images, at, parts, subject, device).write(max(0, done - at), batch_size, step)
         at += len(images)
     return _join(parts, result)
 
 
-def _split(
-    subject: Subject, split: str, images: Images, first: int, at: int, parts: Parts, device: torch.device, batch_size: int, step: Step
-) -> None:
-    """The images of a split from `first` on into parts; `at` is the row of its first image among all."""
-    pixels = images.pixels
-    batches = torch.arange(first, len(images)).split(batch_size)
-    done: list[tuple[Tensor, Tensor, Tensor]] = []  # features of images that could be read, these images, and those that could not
-    start, since = first, time.monotonic()
+def _prefixes(splits: dict[str, Images]) -> dict[str, str]:
+    """What comes before the names of each split: its folder, where they lie in different ones."""
+    roots = {s: str(getattr(getattr(images.pixels, "files", None), "root", "")) for s, images in splits.items()}
+    if len(set(roots.values())) < 2 or "" in roots.values():
+        return dict.fromkeys(splits, "")
+    common = os.path.commonpath([*roots.values()])
+    return {s: "" if root == common else os.path.relpath(root, common) + os.sep for s, root in roots.items()}
 
-    def flush() -> None:
-        nonlocal start, since
-        if not done:
+
+class _Split:
+    """The images of a split on their way into parts. prefix: what comes before their names. at: the row of the first among all."""
+
+    def __init__(self, name: str, prefix: str, images: Images, at: int, parts: Parts, subject: Subject, device: torch.device) -> None:
+        self.name, self.prefix, self.images, self.at, self.parts = name, prefix, images, at, parts
+        self.subject, self.device = subject, device
+        self.done: list[tuple[Tensor, Tensor, Tensor]] = []  # features of images that could be read, these images, and those that could not
+
+    def write(self, first: int, batch_size: int, step: Step) -> None:
+        """The images from `first` on."""
+        self.start, since = first, time.monotonic()
+        batches, pixels = torch.arange(first, len(self.images)).split(batch_size), self.images.pixels
+        fed = feed(pixels, batches, *plan(pixels, "auto", "auto", 1), self.device.type == "cuda")
+        with eval_mode(self.subject.backbone), torch.no_grad():
+            try:
+                for index, batch in zip(batches, fed, strict=True):
+                    self.done.append(self._compute(index, batch))
+                    if time.monotonic() - since > SECONDS:
+                        self._flush()
+                        since = time.monotonic()
+                    step(len(index))
+            finally:  # what was computed before an error or Ctrl-C is kept
+                self._flush()
+
+    def _compute(self, index: Tensor, batch: Fetched) -> tuple[Tensor, Tensor, Tensor]:
+        s, pixels = self.subject, batch.pixels.to(self.device, non_blocking=True)
+        x = normalised(pixels, self.images.image_size, s.mean, s.std, s.image_size)
+        features, good = s.backbone(x.to(dtype_of(s.backbone))).float(), batch.shown == index
+        return (features if good.all() else features[good.to(self.device)]), index[good], index[~good]
+
+    def _flush(self) -> None:
+        """Write what was computed as a part. Files at its end that cannot be opened are not counted as broken: their disk may come back."""
+        if not self.done:
             return
-        features, kept, left = (torch.cat([d[i] for d in done]) for i in range(3))
+        features, kept, left = (torch.cat([d[i] for d in self.done]) for i in range(3))
+        self.done = []
         if not torch.isfinite(features).all():
             raise UserError("Some images get features that are no finite numbers: these weights have diverged.")
-        end = 1 + max(int(rows.max()) for rows in (kept, left) if len(rows))
-        notes = [_left(pixels, i) for i in left.tolist()] if isinstance(pixels, OnDemand) else []
-        parts.write(_table(features.cpu(), split, images, kept, at), at + start, at + end, notes)
-        done.clear()
-        start, since = end, time.monotonic()
+        last = int(kept[-1]) if len(kept) else self.start - 1
+        behind = left[left > last].tolist()
+        gone = len(behind) >= IN_A_ROW and not _opens(self.images, behind[-1])
+        end = last + 1 if gone or not behind else behind[-1] + 1
+        if end > self.start:
+            notes = [self.prefix + _left(self.images, i) for i in left[left < end].tolist()]
+            self.parts.write(self._table(features.cpu(), kept), self.at + self.start, self.at + end, notes)
+            self.start = end
+        if gone:
+            raise UserError(
+                f"None of {len(behind):,} files in a row could be opened (the last: {_left(self.images, behind[-1])}): see that the disk "
+                f"is there, and give the same command again, which goes on."
+            )
 
-    def compute(batch: Fetched, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = normalised(batch.pixels.to(device, non_blocking=True), images.image_size, subject.mean, subject.std, subject.image_size)
-        features, good = subject.backbone(x.to(dtype_of(subject.backbone))).float(), batch.shown == index
-        return (features if good.all() else features[good.to(device)]), index[good], index[~good]
+    def _table(self, features: Tensor, rows: Tensor) -> pa.Table:
+        """row int64, name, split, label and class (where there are any) and features, a list of float32 of fixed length."""
+        images = self.images
+        columns: dict[str, Any] = {
+            "row": pa.array((rows + self.at).numpy()),
+            "name": pa.array([_text(self.prefix) + _name(images, i) for i in rows.tolist()], pa.string()),
+            "split": pa.array([self.name] * len(rows), pa.string()),
+        }
+        if images.labels is not None:
+            labels = images.labels[rows].tolist()
+            columns["label"] = pa.array([v if v >= 0 else None for v in labels], pa.int64())
+            names = images.classes or []
+            columns["class"] = pa.array([_text(names[v]) if 0 <= v < len(names) else None for v in labels], pa.string())
+        columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.flatten().numpy()), features.shape[1])
+        return pa.table(columns)
 
-    with eval_mode(subject.backbone), torch.no_grad():
+
+def _opens(images: Images, i: int) -> bool:
+    """Whether the file of an image is there to be read, whatever is in it."""
+    if isinstance(images.pixels, OnDemand):
         try:
-            for index, batch in zip(batches, feed(pixels, batches, *plan(pixels, "auto", "auto", 1), device.type == "cuda"), strict=True):
-                done.append(compute(batch, index))
-                if time.monotonic() - since > SECONDS:
-                    flush()
-                step(len(index))
-        finally:  # what was computed before an error or Ctrl-C is kept
-            flush()
+            images.pixels.files.read(images.pixels.row(i))
+        except OSError:
+            return False
+        except ValueError:  # of a damaged file
+            pass
+    return True
 
 
-def _left(pixels: OnDemand, i: int) -> str:
-    row = pixels.row(i)
-    return f"{pixels.files.name(row)}: {pixels.unreadable.get(row, 'it cannot be read')}"
+def _left(images: Images, i: int) -> str:
+    """An image without features, and why."""
+    reason = images.pixels.unreadable.get(images.pixels.row(i)) if isinstance(images.pixels, OnDemand) else None
+    return f"{_name(images, i)}: {_text(reason or 'it cannot be read')}"
 
 
-def _table(features: Tensor, split: str, images: Images, rows: Tensor, at: int) -> pa.Table:
-    """row int64, name, split, label and class (where there are any) and features, a list of float32 of fixed length."""
-    columns: dict[str, Any] = {
-        "row": pa.array((rows + at).numpy()),
-        "name": pa.array([name_of(images, i) for i in rows.tolist()], pa.string()),
-        "split": pa.array([split] * len(rows), pa.string()),
-    }
-    if images.labels is not None:
-        labels = images.labels[rows].tolist()
-        columns["label"] = pa.array([v if v >= 0 else None for v in labels], pa.int64())
-        names = images.classes or []
-        columns["class"] = pa.array([_text(names[v]) if 0 <= v < len(names) else None for v in labels], pa.string())
-    flat = pa.array(features.flatten().numpy())
-    columns["features"] = pa.FixedSizeListArray.from_arrays(flat, features.shape[1])
-    return pa.table(columns)
-
-
-def name_of(images: Images, i: int) -> str:
+def _name(images: Images, i: int) -> str:
     """What image i is called: its path or row in the data set, as text."""
     if not isinstance(images.pixels, OnDemand):
         return f"image {i}"
