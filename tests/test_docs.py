@@ -26,7 +26,10 @@ from ssl_zoo.suite import load_suite
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-PAGES = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("evaluation.md", "scaling.md", "words.md"))
+PAGES = "".join(
+    (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for page in ("index.md", "concepts.md", "data.md", "evaluation.md", "scaling.md", "words.md")
+)
 OTHERS = re.findall(r"```(\w*)\n(.*?)```", PAGES, re.DOTALL)
 
 
@@ -60,6 +63,8 @@ def test_every_command_composes(line, tmp_path, monkeypatch):
     for file in ("runs/dino/backbone.safetensors", "clip.pt"):
         (tmp_path / file).touch()
     options, words = split_options(shlex.split(line.partition("#")[0])[1:])
+    if "help" in options or words[:1] == ["list"]:
+        return
     verb = words.pop(0) if words and "=" not in words[0] else "pretrain"
     if verb in ("resume", "eval"):
         words = [w for w in words if not w.startswith("run=")] + (["run=."] if verb == "eval" else [])
@@ -78,13 +83,23 @@ def test_every_command_composes(line, tmp_path, monkeypatch):
         assert compose({v: v for v in ("preview", "eval", "shard", "export")}.get(verb, "train"), words)
 
 
+EXAMPLES = {
+    "nnclr": ("method=nnclr", "trust=[nnclr]", *SMOKE, "method.queue_size=100", "augment.local_crops=1"),
+    "convmixer": ("backbone=convmixer", "trust=[convmixer]", *SMOKE, "backbone.width=16", "backbone.depth=1", "augment.local_crops=1"),
+    "arrays": ("dataset=arrays", "trust=[arrays]", "dataset.path=example.npz", "data.subset=192", "epochs=2", *SMOKE[3:]),
+}
+
+
 @pytest.mark.slow
-def test_the_example_of_an_own_method_runs(tmp_path):
-    example = ROOT / "docs" / "examples" / "nnclr"
-    done = command("--config-dir", str(example / "conf"), "method=nnclr", "trust=[nnclr]", *SMOKE, "method.queue_size=100",
-                   "augment.local_crops=1", "run=r", anew=True, cwd=tmp_path, PYTHONPATH=f"{ROOT}:{example}")  # fmt: skip
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_the_example_of_an_own_part_runs(name, tmp_path):
+    example = ROOT / "docs" / "examples" / name
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{example}"}
+    if (example / "make.py").exists():
+        assert subprocess.run([sys.executable, str(example / "make.py")], cwd=tmp_path, env=env, capture_output=True).returncode == 0
+    words = ("--config-dir", str(example / "conf"), *EXAMPLES[name], "run=r")
+    done = command(*words, anew=True, cwd=tmp_path, PYTHONPATH=env["PYTHONPATH"])
+    assert done.returncode == 0, done.stderr
     pytest_words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "."]
     assert subprocess.run(pytest_words, cwd=example, env=env, capture_output=True).returncode == 0
 
