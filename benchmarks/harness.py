@@ -118,6 +118,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(str(r.get(k, "")) for k in head) + " |" for r in rows)]) + "\n"
 
 
+def write_rows(out: Path, name: str, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """<name>.json and <name>.md in `out`, and the table on the terminal."""
+    (out / f"{name}.json").write_text(json.dumps(result | {"rows": rows}, indent=2) + "\n")
+    (out / f"{name}.md").write_text(table(rows))
+    print(table(rows))
+
+
 def write(
     out: Path, name: str, result: dict[str, Any], rows: list[dict[str, Any]], bars: dict[str, float], unit: str, worst: float
 ) -> None:
@@ -130,10 +137,7 @@ def write(
     import matplotlib.pyplot as plt
 
     busy = worst > MOST
-    (out / f"{name}.json").write_text(
-        json.dumps(result | {"worst_spread": round(worst, 3), "too_busy": busy, "rows": rows}, indent=2) + "\n"
-    )
-    (out / f"{name}.md").write_text(table(rows))
+    write_rows(out, name, result | {"worst_spread": round(worst, 3), "too_busy": busy}, rows)
     figure, axes = plt.subplots(figsize=(7, 0.6 + 0.34 * len(bars)), layout="constrained")
     axes.barh(list(bars), list(bars.values()), color="#4269d0")
     axes.invert_yaxis()
@@ -142,7 +146,6 @@ def write(
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
     figure.savefig(out / f"{name}.png", dpi=130)
-    print(table(rows))
     print(f"{out}/{name}.json, .md, .png")
     if busy:
         sys.exit(f"A ratio is known to {worst:.0%} only: take more rounds, or a quieter machine.")

@@ -5,7 +5,6 @@ import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import hydra
 import lightning.pytorch as L
@@ -26,6 +25,7 @@ from ssl_zoo.data.images import Images
 from ssl_zoo.data.tokens import Tokens
 from ssl_zoo.errors import UserError
 from ssl_zoo.foreign import none_of_others
+from ssl_zoo.instance import build
 from ssl_zoo.judging import dataset_name
 from ssl_zoo.methods.base import Method
 from ssl_zoo.methods.two_towers import TwoTowers
@@ -47,18 +47,6 @@ class Data:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     captions: Counts | None = None  # of the training images, for a method with words
-
-
-def build(config: DictConfig, slot: str, **kwargs: Any) -> Any:
-    """What `_target_` of the group `slot` names, called with its config and `kwargs`; only from trusted packages."""
-    node = config[slot]
-    check_located(plain(node), slot, config.trust)
-    try:
-        return hydra.utils.instantiate(node, _partial_=True, _convert_="all")(**kwargs)
-    except TypeError as e:
-        if "argument" not in str(e):
-            raise
-        raise UserError(f"{slot}={node._target_} cannot be made from its config: {e}.") from e
 
 
 def build_data(config: DictConfig) -> Data:

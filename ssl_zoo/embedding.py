@@ -73,9 +73,9 @@ def looking(config: DictConfig, trained: DictConfig) -> Looking:
     """What a command looks at, and with what. Images are prepared as `ssl_zoo.load(run).transform` prepares a picture, where the data set
     does not say what size they have.
     """
-    from ssl_zoo.build import build
-    from ssl_zoo.evaluate import pick_device
+    from ssl_zoo.instance import build
     from ssl_zoo.loading import load
+    from ssl_zoo.nn.device import pick_device
 
     device = pick_device(config.device)
     net = load(config.run, trust=config.trust)

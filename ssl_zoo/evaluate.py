@@ -20,6 +20,7 @@ from ssl_zoo.evaluation.frozen import frozen
 from ssl_zoo.evaluation.pictures import figure_data, save_figure_data
 from ssl_zoo.files import whole
 from ssl_zoo.judging import dataset_name, judged_folder, of_its_own
+from ssl_zoo.nn.device import pick_device
 from ssl_zoo.protocols import Evaluation, run_protocol
 from ssl_zoo.reports.summary import commit, finite, versions
 from ssl_zoo.saved import load_run
@@ -29,16 +30,6 @@ from ssl_zoo.word_protocols import by_words, lacking
 from ssl_zoo.words import towers_of
 
 Judgement = tuple[Path, dict[str, Any]]
-
-
-def pick_device(name: str) -> torch.device:
-    if name != "auto":
-        try:
-            torch.empty(1, device=name)
-        except (RuntimeError, AssertionError) as e:
-            raise UserError(f"device={name} cannot be used here ({str(e).splitlines()[0]}): choose auto or cpu.") from e
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def evaluate_all(config: DictConfig, trained: DictConfig | None, wanted: dict[str, tuple[DictConfig, str]]) -> Iterator[Judgement]:

@@ -6,8 +6,9 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from ssl_zoo.judging import knows_words
 from ssl_zoo.saved import load_run
 
 if TYPE_CHECKING:
+    from ssl_zoo.formats import Net
     from ssl_zoo.loading import Pretrained
 
 FORMATS = ("safetensors", "timm", "torchvision", "onnx", "torch_export", "huggingface", "open_clip")
@@ -64,9 +66,10 @@ def export(config: DictConfig, run: Path, trained: DictConfig, out: Path) -> lis
     own = {k: v for k, v in net.about.items() if k != "canvas"}
     about = {**own, "canvas": canvas_for(net.image_size), "num_features": net.num_features, "trust": list(config.trust)}
     with _folder(out) as part:
-        lines = formats.FORMATS[config.format](net.backbone, about, part)
-        apart = _differences(net, lines(str(part)), run, str(config.format))
-        manifest = _manifest(net, part, lines("." if config.format == "huggingface" else str(out)), apart, str(config.format))
+        written = formats.FORMATS[config.format](net.backbone, about, part)
+        again = written.load or partial(load, trust=config.trust)
+        apart = _differences(net, partial(again, part), run, str(config.format))
+        manifest = _manifest(net, part, written.lines("." if config.format == "huggingface" else str(out)), apart, str(config.format))
         if config.format == "huggingface":
             _card(run, trained, part, manifest, config.license)
         with whole(part / "export.json") as f:
@@ -75,7 +78,7 @@ def export(config: DictConfig, run: Path, trained: DictConfig, out: Path) -> lis
     told = [
         f"{'written to':14}{out}: {', '.join(files)}",
         *(f"{what:14}features differ by {v['largest']:.1e} at most on {v['images']} {what}" for what, v in apart.items()),
-        *(f"{'load' if not i else '':14}{line}" for i, line in enumerate(lines(str(out)))),
+        *(f"{'load' if not i else '':14}{line}" for i, line in enumerate(written.lines(str(out)))),
     ]
     if config.format == "huggingface":
         repo = config.repo or f"YOUR-NAME/{own.get('name', 'backbone')}"
@@ -98,19 +101,20 @@ def _folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _differences(net: "Pretrained", lines: list[str], run: Path, format: str) -> dict[str, dict[str, Any]]:
-    """How far the features of what was written are off, on random images and on test images of the run."""
+def _differences(net: "Pretrained", again: "Callable[[], Net]", run: Path, format: str) -> dict[str, dict[str, Any]]:
+    """How far the features of what was written are off, on random images and on test images of the run. again: loads it."""
     import torch
 
     from ssl_zoo.evaluation.features import normalised
-    from ssl_zoo.formats import difference, load_again
+    from ssl_zoo.formats import difference, quiet
 
     size = net.image_size
     images = {"random images": torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))}
     if (pixels := _pictures(run, size)) is not None:
         images["test images"] = normalised(torch.from_numpy(pixels), size, net.mean, net.std)
     try:
-        theirs = load_again(lines)
+        with quiet():
+            theirs = again()
     except (RuntimeError, TypeError, ValueError) as e:
         why = one_line(e)[:200]
         raise UserError(f"{format} has no network of this shape ({why}): export format=safetensors, timm or onnx instead.") from e

@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
-from ssl_zoo.build import build
 from ssl_zoo.data.encoded import read_file
 from ssl_zoo.data.pixels import UNREADABLE, as_rgb, canvas_for, fit, to_rgb
 from ssl_zoo.errors import UserError, one_line
 from ssl_zoo.evaluation.features import normalised
 from ssl_zoo.export import header, load_backbone
+from ssl_zoo.instance import build
 
 FILES = ("backbone.safetensors", "model.safetensors")  # of a run folder, and of an export
 Picture = Image.Image | np.ndarray | str | PathLike[str]

@@ -90,8 +90,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainer.devices": (_devices, "a whole number of at least 1, auto, or a list of device indices"),
     "trainer.num_nodes": POSITIVE,
     "trainer.strategy": (
-        lambda v: isinstance(v, str) and not v.startswith(("fsdp", "deepspeed", "model_parallel")),
-        "auto or one of Lightning's ddp strategies; fsdp and deepspeed split what the EMA teacher, checkpoints and evaluation need whole",
+        lambda v: isinstance(v, str) and not v.startswith(("fsdp", "deepspeed", "model_parallel", "ddp_spawn")),
+        "auto or one of Lightning's ddp strategies, but for ddp_spawn, which would copy the trainer; fsdp and deepspeed split what the EMA "
+        "teacher, checkpoints and evaluation need whole",
     ),
     "trainer.accumulate_grad_batches": POSITIVE,
     "trainer.log_every_n_steps": POSITIVE,
@@ -150,6 +151,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "method.cov_coeff": (_number(0), "a number of at least 0"),
     "method.out_dim": (_number(2, whole=True), "a whole number of at least 2"),
     "method.assignment": (_one_of("centering", "sinkhorn"), "centering or sinkhorn"),
+    "method.max_scale": (_or(_one_of(None), _number(1)), "null or a number of at least 1"),
     "method.clip_grad": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
     "method.freeze_last_layer": (_number(0, whole=True), "a whole number of epochs of at least 0"),
     "method.vit": (_one_of("auto", True, False), "auto, true or false"),

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from ssl_zoo.build import Data, build
+from ssl_zoo.build import Data
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.features import Subject
 from ssl_zoo.export import header, load_backbone
+from ssl_zoo.instance import build
 from ssl_zoo.loading import backbone_of
 from ssl_zoo.nn.backbones import create, try_size
 from ssl_zoo.nn.named_weights import named_weights

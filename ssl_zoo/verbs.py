@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from ssl_zoo.build import build, build_augment, build_data
+from ssl_zoo.build import build_augment, build_data
 from ssl_zoo.classify import sentences_for
 from ssl_zoo.config import plain
 from ssl_zoo.data.images import Images
@@ -21,10 +21,11 @@ from ssl_zoo.data.pack import pack
 from ssl_zoo.data.pixels import canvas_for
 from ssl_zoo.distributed import fold_seed
 from ssl_zoo.errors import UserError, one_line
-from ssl_zoo.evaluate import pick_device
 from ssl_zoo.evaluation.features import centre, features_of
 from ssl_zoo.evaluation.zero_shot import class_embeddings
+from ssl_zoo.instance import build
 from ssl_zoo.loading import pixels_of
+from ssl_zoo.nn.device import pick_device
 from ssl_zoo.nn.numerics import unit
 from ssl_zoo.nn.text import END
 from ssl_zoo.reports.figures import view_grid

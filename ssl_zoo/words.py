@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ssl_zoo.build import build
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.features import eval_mode
 from ssl_zoo.export import load_backbone
+from ssl_zoo.instance import build
 from ssl_zoo.methods.two_towers import TwoTowers
 from ssl_zoo.nn.backbones import try_size
 from ssl_zoo.nn.numerics import unit

@@ -14,7 +14,7 @@ FLOORS = {
     "__main__": 5, "suite": 5, "benchmark": 5, "commands": 5, "stale": 5, "shortage": 5,
     "starting": 5, "exporting": 5, "launch": 5, "slurm": 5, "submit": 5, "facts": 5,
     "words": 5, "word_protocols": 5, "classify": 5, "loading": 5, "__init__": 5,
-    "api": 5, "embedding": 5, "searching": 5,
+    "api": 5, "instance": 5, "embedding": 5, "searching": 5,
     "callbacks": 4, "export": 4, "formats": 4, "open_clip_folder": 4, "reports": 4,
     "methods": 3,
     "data": 2, "augment": 2, "evaluation": 2,
@@ -65,7 +65,13 @@ def test_importing_the_package_loads_nothing_heavy():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_loading_a_run_does_without_lightning():
+    code = "import sys, ssl_zoo; ssl_zoo.load; print([m for m in sys.modules if m.startswith('lightning')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_reports_need_no_torch():
-    code = "import sys, ssl_zoo.reports.html, ssl_zoo.reports.summary, ssl_zoo.reports.benchmark_page; print('torch' in sys.modules)"
+    code = "import sys\nfrom ssl_zoo.reports import html, summary, benchmark_page, card, search\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.stdout.strip() == "False", done.stderr

@@ -178,6 +178,8 @@ ANSWERS = {
     "augment.view1.crop=null": "augment.view1 cannot be read",
     "augment.view1.jitter.strength={a:1}": "augment.view1",
     "augment.local_crops=-1": "a whole number from 0 to 64",
+    "trainer.strategy=ddp_spawn": "but for ddp_spawn",
+    "method=siglip method.max_scale=0": "null or a number of at least 1",
     "method.hidden_dim=0": "a whole number of at least 1",
     "method.num_layers=0": "a whole number of at least 1",
     "optimizer.base_lr=inf": "a number of at least 0",
@@ -200,6 +202,11 @@ def test_unknown_keys_in_the_users_own_files_are_found(user_conf):
     dirs = user_conf("experiment/typo.yaml", "# @package _global_\noptimizer: {base_rl: 3}\n")
     with pytest.raises(UserError, match=r"did you mean 'optimizer\.base_lr'"):
         compose("train", ["experiment=typo"], dirs)
+
+
+@pytest.mark.parametrize("method", ["clip", "siglip"])
+def test_the_temperature_may_be_without_bound(method):
+    assert compose("train", [f"method={method}", "method.max_scale=null"]).method.max_scale is None
 
 
 def test_own_packages_need_trust():

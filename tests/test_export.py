@@ -125,7 +125,7 @@ def test_torchvision_has_twins_of_many_networks(name, size):
     twin = torchvision_twin(net, name, size)
     import torchvision
 
-    theirs = eval(twin.call, {"torchvision": torchvision})
+    theirs = getattr(torchvision.models, twin.make)(**twin.options)
     theirs.set_submodule(twin.head, torch.nn.Identity())
     theirs.load_state_dict(twin.state, strict=True)
     largest, scale = formats.difference(net, theirs.eval(), torch.randn(3, 3, size, size))
@@ -186,11 +186,11 @@ def test_a_card_is_text_whatever_a_run_folder_holds(runs, tmp_path):
 
 def test_what_differs_is_not_written(runs, tmp_path, monkeypatch):
     run = runs("backbone=resnet18")
-    right = formats.load_again
-    monkeypatch.setattr(formats, "load_again", lambda lines: lambda x: right(lines)(x) + 1e-3)
+    right = formats._filled
+    monkeypatch.setattr(formats, "_filled", lambda *args: lambda x: right(*args)(x) + 1e-3)
     with pytest.raises(UserError, match="computes other features than the run"):
         exported(run, "timm", f"out={tmp_path / 'out'}")
-    monkeypatch.setattr(formats, "load_again", lambda lines: lambda x: right(lines)(x) * float("nan"))
+    monkeypatch.setattr(formats, "_filled", lambda *args: lambda x: right(*args)(x) * float("nan"))
     with pytest.raises(UserError, match="computes other features than the run"):
         exported(run, "timm", f"out={tmp_path / 'out'}")
     assert not list(tmp_path.iterdir())

@@ -24,7 +24,6 @@ from conftest import ROOT, SMOKE, picture, write
 from omegaconf import OmegaConf
 
 from ssl_zoo import stale
-from ssl_zoo.build import build
 from ssl_zoo.checks import check_located
 from ssl_zoo.cli import main
 from ssl_zoo.config import compose, plain, run_name
@@ -34,6 +33,7 @@ from ssl_zoo.data.parquet import Parquet
 from ssl_zoo.data.pixels import decode_row
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.feature_cache import cached
+from ssl_zoo.instance import build
 from ssl_zoo.nn.backbones import create
 from ssl_zoo.reports.benchmark_page import write_benchmark
 from ssl_zoo.reports.collect import Problem, collect

@@ -81,7 +81,7 @@ def sizes(files: Encoded) -> tuple[int, int]:
 
 
 def canvas_for(image_size: int) -> int:
-    """Small views use the whole image; larger ones are cut from a canvas an eighth larger, as in Resize 256, crop 224."""
+    """Small views use the whole image; larger ones are cut from a canvas of 8/7 their size, as in Resize 256, crop 224."""
     return image_size if image_size <= SMALL else round(image_size * 8 / 7)
 
 

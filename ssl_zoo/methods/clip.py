@@ -40,7 +40,7 @@ class CLIP(TwoTowers):
         embed_dim: int = 512,
         text: dict[str, Any] | None = None,
         init_scale: float = 1 / 0.07,
-        max_scale: float = 100.0,
+        max_scale: float | None = 100.0,
         **common: Any,
     ) -> None:
         super().__init__(backbone, embed_dim, text or {}, causal=True, **common)
@@ -54,4 +54,5 @@ class CLIP(TwoTowers):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        self.log_scale.clamp_(0, math.log(self.max_scale))
+        if self.max_scale is not None:
+            self.log_scale.clamp_(0, math.log(self.max_scale))

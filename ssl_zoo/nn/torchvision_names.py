@@ -37,11 +37,12 @@ VIT = [
 
 @dataclass(frozen=True)
 class Twin:
-    """call: the Python expression that makes the network. head: its classifier, which a backbone does without. state: its weights.
-    renamed: timm's names of modules that are replaced where they are called otherwise there.
+    """make, options: the function of torchvision.models that makes the network, and its arguments. head: its classifier, which a backbone
+    does without. state: its weights. renamed: timm's names of modules that are replaced where they are called otherwise there.
     """
 
-    call: str
+    make: str
+    options: dict[str, int]
     head: str
     state: dict[str, Tensor]
     renamed: dict[str, str]
@@ -54,14 +55,14 @@ def torchvision_twin(backbone: nn.Module, name: str, image_size: int) -> Twin | 
     state = dict(backbone.state_dict())
     if is_vit(backbone):
         try:
-            return Twin(_vit(backbone, image_size), "heads", _renamed(state, VIT), {})
+            return Twin("VisionTransformer", _shape(backbone, image_size), "heads", _renamed(state, VIT), {})
         except AttributeError:  # of a block that is built otherwise
             return None
     if name in CONVNEXTS:
         scales = {k: v[:, None, None] if k.endswith(".gamma") else v for k, v in state.items()}
-        return Twin(f"torchvision.models.{name}()", "classifier.2", _renamed(scales, CONVNEXT), {"stem.0": "features.0.0"})
+        return Twin(name, {}, "classifier.2", _renamed(scales, CONVNEXT), {"stem.0": "features.0.0"})
     if name.startswith(SAME_NAMES) and _has(name):
-        return Twin(f"torchvision.models.{name}()", "classifier" if name.startswith("densenet") else "fc", state, {})
+        return Twin(name, {}, "classifier" if name.startswith("densenet") else "fc", state, {})
     return None
 
 
@@ -71,12 +72,16 @@ def _has(name: str) -> bool:
     return name in models.list_models(module=models)
 
 
-def _vit(backbone: Any, image_size: int) -> str:
-    first, (width, _, patch, _) = backbone.blocks[0], backbone.patch_embed.proj.weight.shape
-    return (
-        f"torchvision.models.VisionTransformer(image_size={image_size}, patch_size={patch}, num_layers={len(backbone.blocks)}, "
-        f"num_heads={first.attn.num_heads}, hidden_dim={width}, mlp_dim={len(first.mlp.fc1.weight)})"
-    )
+def _shape(vit: Any, image_size: int) -> dict[str, int]:
+    first, (width, _, patch, _) = vit.blocks[0], vit.patch_embed.proj.weight.shape
+    return {
+        "image_size": image_size,
+        "patch_size": patch,
+        "num_layers": len(vit.blocks),
+        "num_heads": first.attn.num_heads,
+        "hidden_dim": width,
+        "mlp_dim": len(first.mlp.fc1.weight),
+    }
 
 
 def _renamed(state: dict[str, Tensor], rules: list) -> dict[str, Tensor]:
