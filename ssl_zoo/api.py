@@ -47,12 +47,24 @@ AS_THEY_STAND = {  # what a command reads without Hydra's grammar
 
 
 def _call(verb: str, overrides: tuple[str, ...], values: dict[str, Any], config_dir: AnyPath | None) -> Any:
+    from ssl_zoo.cli import of_the_system
     from ssl_zoo.commands import HANDLERS
     from ssl_zoo.config import override
 
     raw = AS_THEY_STAND.get(verb, ())
+    values = {k: v for k, v in values.items() if v is not None or k not in raw}
     words = [f"{k}={Path(v).expanduser() if k in ('run', 'out') else v}" if k in raw else override(k, v) for k, v in values.items()]
-    return HANDLERS[verb]([*words, *overrides], {} if config_dir is None else {"config-dir": str(config_dir)})
+    try:
+        return HANDLERS[verb]([*words, *overrides], {} if config_dir is None else {"config-dir": str(config_dir)})
+    except (MemoryError, RuntimeError, OSError) as e:
+        if (sentence := of_the_system(e)) is None:
+            raise
+        raise UserError(sentence) from e
+
+
+def _listed(files: AnyPath | list[AnyPath]) -> list[AnyPath]:
+    """A list is read whatever its names hold; text alone would be parted at its commas."""
+    return files if isinstance(files, list) else [files]
 
 
 def pretrain(*overrides: str, config_dir: AnyPath | None = None, **values: Any) -> dict[str, Any]:
@@ -94,17 +106,19 @@ def embed(run: AnyPath, out: AnyPath, *overrides: str, config_dir: AnyPath | Non
     return _call("embed", overrides, {"run": run, "out": out, **values}, config_dir)
 
 
-def search(run: AnyPath, *overrides: str, config_dir: AnyPath | None = None, **values: Any) -> Path:
-    """Look for the nearest neighbours of query=... (a file or a list of files) and for duplicates=0.98 (the least cosine) among the images
-    of data=... Returns the folder with search.html, pictures and tables.
+def search(
+    run: AnyPath, *overrides: str, query: AnyPath | list[AnyPath] | None = None, config_dir: AnyPath | None = None, **values: Any
+) -> Path:
+    """Look for the nearest neighbours of `query`, a picture or several, and for duplicates=0.98 (the least cosine) among the images of
+    data=... Returns the folder with search.html, pictures and tables.
     """
-    return _call("search", overrides, {"run": run, **values}, config_dir)
+    asked = {} if query is None else {"query": _listed(query)}
+    return _call("search", overrides, {"run": run, **asked, **values}, config_dir)
 
 
 def classify(run: AnyPath, image: AnyPath | list[AnyPath], labels: list[str], *overrides: str, **values: Any) -> list[dict[str, Any]]:
     """Judge pictures by words, with a run of clip or siglip. Returns {"image", "labels": {label: share}} for each, the best first."""
-    images = image if isinstance(image, list) else [image]
-    return _call("classify", overrides, {"run": run, "image": images, "labels": labels, **values}, None)
+    return _call("classify", overrides, {"run": run, "image": _listed(image), "labels": labels, **values}, None)
 
 
 def report(**values: Any) -> Path:

@@ -4,6 +4,7 @@ import ast
 import difflib
 import importlib.util
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -44,6 +45,15 @@ def unknown(kind: str, word: str, known: Iterable[str], listed: bool = True) -> 
         return UserError(f"There is no {kind} '{word}'; did you mean '{hint}'?")
     return UserError(f"There is no {kind} '{word}'; " + (f"choose one of: {', '.join(known)}." if listed else
                      "`ssl-zoo --cfg job` shows every key."))  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- folders
+def check_new_folder(out: Path) -> None:
+    """Raises UserError where a folder that appears when it is whole cannot take the place of `out`, or would take something's place."""
+    if out.is_symlink() or os.path.ismount(out) or out.resolve() == Path.cwd():
+        raise UserError(f"out={out} cannot be replaced by a finished folder (a link, a mount or this folder): name a new folder in it.")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"out={out} is {'not empty' if out.is_dir() else 'a file'}: choose a new folder.")
 
 
 # ---------------------------------------------------------------------------------------------- types and ranges

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from ssl_zoo.config import compose
-from ssl_zoo.errors import UserError
+from ssl_zoo.errors import UserError, one_line
+from ssl_zoo.files import index_of, parts_of
 from ssl_zoo.saved import load_run
 from ssl_zoo.shard import dataset_words
 
@@ -37,11 +38,22 @@ def check_embed(config: DictConfig) -> DictConfig:
     out = Path(str(config.out)).expanduser()
     if out.suffix not in SUFFIXES:
         raise UserError(f"out={config.out} does not say which kind of file to write: end it with {' or '.join(SUFFIXES)}.")
-    if out.exists():
-        raise UserError(f"out={config.out} is there already: choose another name, or delete it.")
+    begun = (parts_of(out) / "joining").exists()  # stopped between its index and its array
+    for file in (out, *([index_of(out)] if out.suffix == ".npy" and not begun else [])):
+        if file.exists():
+            raise UserError(f"{file} is there already: choose another out=..., or delete it.")
     if not out.parent.is_dir():
         raise UserError(f"The folder of out={config.out} does not exist: make it first.")
-    return trained_run(config)
+    trained = trained_run(config)
+    _make(parts_of(out))
+    return trained
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"The folder {folder} cannot be made ({e.strerror}): choose another place.") from e
 
 
 def trained_run(config: DictConfig) -> DictConfig:
@@ -101,7 +113,8 @@ def embed(config: DictConfig, trained: DictConfig) -> list[str]:
     found = write_features(look, out, config.batch_size)
     took, new = time.perf_counter() - ready, look.images - found.before
     told = [f"{'features':14}{found.rows:,} x {found.dim} float32 in {found.file}" + (f", index in {found.index}" if found.index else "")]
-    told += [f"{'left out':14}{len(found.left):,} that cannot be read: {', '.join(found.left[:3])}"] if found.left else []
+    if found.left:
+        told.append(f"{'left out':14}{len(found.left):,} that cannot be read: {one_line(', '.join(found.left[:3]))[:300]}")
     told += [f"{'time':14}{took:.0f} s for {new:,} images, {new / max(took, 1e-9):,.0f} images/s; {ready - started:.0f} s to start"]
     return told
 
@@ -109,7 +122,7 @@ def embed(config: DictConfig, trained: DictConfig) -> list[str]:
 def write_features(look: Looking, out: Path, batch_size: int, label: str = "embedding") -> "Embedding":
     """The features of all images into `out`, with a bar that tells images/s; goes on where an earlier command stopped."""
     from ssl_zoo.data.cache import locked
-    from ssl_zoo.evaluation.embed import embed, identity, parts_of
+    from ssl_zoo.evaluation.embed import embed, identity
     from ssl_zoo.evaluation.feature_cache import weights_hash
     from ssl_zoo.evaluation.features import Subject
     from ssl_zoo.shortage import explained
@@ -118,8 +131,7 @@ def write_features(look: Looking, out: Path, batch_size: int, label: str = "embe
     of = identity(look.splits, weights_hash(net.backbone), net.image_size)
     subject = Subject(net.backbone, net.image_size, net.mean, net.std)
     tries = [f"batch_size={max(2, batch_size // 2)}", *(["device=cpu"] if look.device.type != "cpu" else [])]
-    folder = parts_of(out)
-    folder.mkdir(exist_ok=True)
+    _make(folder := parts_of(out))
     with (
         locked(folder / "embedding"),
         explained(f"embedding with batch_size={batch_size} at {net.image_size} px", tries),
@@ -133,8 +145,11 @@ def write_features(look: Looking, out: Path, batch_size: int, label: str = "embe
             raise KeyboardInterrupt(f"ssl-zoo: stopped after {bar.done:,} of {look.images:,} images; the same command goes on") from None
 
 
+QUIET = 30.0  # seconds between lines where there is no terminal
+
+
 class _Bar:
-    """Counts images; of a terminal, also shows them."""
+    """Counts images: a bar on a terminal, else a line from time to time."""
 
     def __init__(self, label: str, total: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -142,15 +157,19 @@ class _Bar:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
         self.progress = Progress(*columns, TimeRemainingColumn(), transient=True, disable=not sys.stdout.isatty())
         self.task = self.progress.add_task(label, total=total, speed="")
-        self.done, self.before, self.since = 0, 0, time.perf_counter()
+        self.label, self.total = label, total
+        self.done, self.before = 0, -1  # -1: not yet told what an earlier command has done
+        self.since = self.told = time.perf_counter()
 
     def step(self, images: int) -> None:
-        if not self.done and images and not self.before:
-            self.before = images
+        self.before = images if self.before < 0 else self.before
         self.done += images
-        seconds = time.perf_counter() - self.since
-        speed = f"{(self.done - self.before) / seconds:,.0f} images/s" if seconds > 1 else ""
+        now = time.perf_counter()
+        speed = f"{(self.done - self.before) / (now - self.since):,.0f} images/s" if now - self.since > 1 else ""
         self.progress.update(self.task, completed=self.done, speed=speed)
+        if self.progress.disable and now - self.told > QUIET:
+            print(f"{self.label:14}{self.done:,} of {self.total:,}  {speed}", flush=True)
+            self.told = now
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Weights of a run as a file of its own."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import nn
 
 from ssl_zoo.errors import UserError
 from ssl_zoo.files import whole
+
+LARGEST = 1 << 14  # pixels along the side of an image
 
 
 def save_backbone(backbone: nn.Module, file: Path, about: dict[str, Any]) -> None:
@@ -36,12 +39,25 @@ def load_backbone(backbone: nn.Module, file: Path, device: torch.device | str = 
 
 
 def header(file: Path) -> dict[str, Any]:
-    """What the header of a file of ssl_zoo's says; nothing for other files. Its "mean" and "std", if any, are three numbers each."""
+    """What the header of a file of ssl_zoo's says; nothing for other files. Its "mean" and "std", if any, are three numbers each,
+    "backbone" a table with a target, and "image_size" a size that an image can have.
+    """
     try:
         with safe_open(file, "pt") as f:
             about = json.loads((f.metadata() or {}).get("ssl_zoo", "{}"))
     except (OSError, SafetensorError, ValueError, RecursionError):
         return {}
-    images = [about.get(key) for key in ("mean", "std")] if isinstance(about, dict) else []
-    known = all(isinstance(v, list) and len(v) == 3 and all(isinstance(x, (int, float)) for x in v) for v in images if v is not None)
-    return about if images and known and (images[0] is None) == (images[1] is None) else {}
+    return about if isinstance(about, dict) and _sound(about) else {}
+
+
+def _sound(about: dict[str, Any]) -> bool:
+    """Whether what a header says can be so: anyone may have written it."""
+    mean, std = about.get("mean"), about.get("std")
+    size, backbone = about.get("image_size", 8), about.get("backbone", {"_target_": ""})
+    images = mean is std is None or (_three(mean) and _three(std) and all(v > 0 for v in std or ()))
+    named = isinstance(backbone, dict) and isinstance(backbone.get("_target_"), str)
+    return images and named and isinstance(size, int) and 8 <= size <= LARGEST
+
+
+def _three(values: Any) -> bool:
+    return isinstance(values, list) and len(values) == 3 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from ssl_zoo.checks import unknown
+from ssl_zoo.checks import check_new_folder, unknown
 from ssl_zoo.errors import UserError, one_line
 from ssl_zoo.files import whole
 from ssl_zoo.judging import knows_words
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ssl_zoo.loading import Pretrained
 
 FORMATS = ("safetensors", "timm", "torchvision", "onnx", "torch_export", "huggingface", "open_clip")
-MOST = 1e-5  # between features in float32 here and in the other library, times the largest feature where that is above 1
+MOST = 1e-5  # between features in float32 here and in the other library, as a share of the largest feature
 
 
 def check_export(config: DictConfig) -> tuple[Path, DictConfig, Path]:
@@ -49,8 +50,9 @@ def check_export(config: DictConfig) -> tuple[Path, DictConfig, Path]:
     if config.format == "onnx" and (lacking := [p for p in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(p) is None]):
         raise UserError(f"format=onnx needs the package {lacking[0]}: pip install 'ssl-zoo[onnx]'.")
     out = Path(str(config.out)).expanduser() if config.out else run / str(config.format)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"out={out} is {'not empty' if out.is_dir() else 'a file'}: choose a new folder.")
+    check_new_folder(out)
+    if config.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(config.repo)):
+        raise UserError(f"repo={one_line(config.repo)[:80]} is no name of a repository: write owner/name, as in me/simclr-birds.")
     return run, trained, out
 
 
@@ -62,26 +64,23 @@ def export(config: DictConfig, run: Path, trained: DictConfig, out: Path) -> lis
     from ssl_zoo.data.pixels import canvas_for
     from ssl_zoo.loading import load
 
-    net = load(run, trust=config.trust)
-    own = {k: v for k, v in net.about.items() if k != "canvas"}
-    about = {**own, "canvas": canvas_for(net.image_size), "num_features": net.num_features, "trust": list(config.trust)}
+    form, net = str(config.format), load(run, trust=config.trust)
+    about = {**net.about, "canvas": canvas_for(net.image_size), "num_features": net.num_features, "trust": list(config.trust)}
+    repo = config.repo or "YOUR-NAME/" + re.sub(r"[^\w.-]+", "-", str(net.about.get("name") or "backbone"))
     with _folder(out) as part:
-        written = formats.FORMATS[config.format](net.backbone, about, part)
+        written = formats.FORMATS[form](net.backbone, about, part)
         again = written.load or partial(load, trust=config.trust)
-        apart = _differences(net, partial(again, part), run, str(config.format))
-        manifest = _manifest(net, part, written.lines("." if config.format == "huggingface" else str(out)), apart, str(config.format))
-        if config.format == "huggingface":
-            _card(run, trained, part, manifest, config.license)
+        apart = _differences(net, partial(again, part), run, form)
+        manifest = _manifest(net, part, written.lines(str(out)), apart, form)
+        if form == "huggingface":
+            _card(run, trained, part, manifest | {"load": formats.from_hub(written, repo)}, config.license)
         with whole(part / "export.json") as f:
             f.write((json.dumps(manifest, indent=2) + "\n").encode())
-    files = sorted(f.name for f in out.iterdir())
-    told = [
-        f"{'written to':14}{out}: {', '.join(files)}",
-        *(f"{what:14}features differ by {v['largest']:.1e} at most on {v['images']} {what}" for what, v in apart.items()),
-        *(f"{'load' if not i else '':14}{line}" for i, line in enumerate(written.lines(str(out)))),
-    ]
-    if config.format == "huggingface":
-        repo = config.repo or f"YOUR-NAME/{own.get('name', 'backbone')}"
+    told = [f"{'written to':14}{out}: {', '.join(sorted(f.name for f in out.iterdir()))}"]
+    for what, v in apart.items():
+        told.append(f"{what:14}{v['images']}: features differ by {v['largest']:.1e} at most, the largest is {v['largest_feature']:.1e}")
+    told += [f"{'load' if not i else '':14}{line}" for i, line in enumerate(manifest["load"])]
+    if form == "huggingface":
         told.append(f"{'push':14}{shlex.join(['hf', 'upload', repo, str(out)])}")
         told += [] if config.license else [f"{'licence':14}none is stated in README.md: export again with license=..., or edit it"]
     return told
@@ -91,14 +90,22 @@ def export(config: DictConfig, run: Path, trained: DictConfig, out: Path) -> lis
 def _folder(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` when all in it is written and was tried; an error leaves nothing."""
     part = out.with_name(f".{out.name}.part-{os.getpid()}")
-    try:
+    with _writable(out):
         part.mkdir(parents=True)
+    try:
         yield part
-        part.replace(out)
-    except OSError as e:
-        raise UserError(f"The folder out={out} cannot be written ({e.strerror}): free space, or choose another.") from e
+        with _writable(out):
+            part.replace(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"The folder out={out} cannot be written ({e.strerror}): choose another.") from e
 
 
 def _differences(net: "Pretrained", again: "Callable[[], Net]", run: Path, format: str) -> dict[str, dict[str, Any]]:
@@ -112,32 +119,41 @@ def _differences(net: "Pretrained", again: "Callable[[], Net]", run: Path, forma
     images = {"random images": torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))}
     if (pixels := _pictures(run, size)) is not None:
         images["test images"] = normalised(torch.from_numpy(pixels), size, net.mean, net.std)
+    found = {}
     try:
         with quiet():
             theirs = again()
-    except (RuntimeError, TypeError, ValueError) as e:
+            apart = {what: difference(net.backbone, theirs, x) for what, x in images.items()}
+    except UserError:
+        raise
+    except Exception as e:  # each library has its own kinds
         why = one_line(e)[:200]
         raise UserError(f"{format} has no network of this shape ({why}): export format=safetensors, timm or onnx instead.") from e
-    found = {}
-    for what, x in images.items():
-        largest, scale = difference(net.backbone, theirs, x)
-        if not largest <= MOST * max(1.0, scale):
+    for what, (largest, scale) in apart.items():
+        if not largest <= MOST * scale:
             raise UserError(
                 f"{format} computes other features than the run (they differ by {largest:.1e}, the largest is {scale:.1e}), so nothing was "
                 f"written: export format=safetensors or timm instead."
             )
-        found[what] = {"images": len(x), "largest": largest, "largest_feature": scale}
+        found[what] = {"images": len(images[what]), "largest": largest, "largest_feature": scale}
     return found
 
 
 def _pictures(run: Path, size: int) -> Any:
     """Test images of the run, uint8 [N, 3, size, size], which its figures show; None where there are none."""
+    import zipfile
+    import zlib
+
     import numpy as np
 
+    file = run / "figures" / "data.npz"
     try:
-        with np.load(run / "figures" / "data.npz", allow_pickle=False) as data:
+        with zipfile.ZipFile(file) as archive:
+            if archive.getinfo("originals.npy").file_size > 64 * 3 * size**2 + 1024:  # a few are shown
+                return None
+        with np.load(file, allow_pickle=False) as data:
             found = data["originals"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError):
         return None
     return found if found.dtype == np.uint8 and found.shape[1:] == (3, size, size) and len(found) else None
 
@@ -147,7 +163,7 @@ def _manifest(net: "Pretrained", part: Path, lines: list[str], apart: dict[str, 
     from ssl_zoo.evaluation.feature_cache import weights_hash
     from ssl_zoo.reports.summary import versions
 
-    files = {f.name: {"bytes": f.stat().st_size, "sha256": hashlib.sha256(f.read_bytes()).hexdigest()} for f in sorted(part.iterdir())}
+    files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(part.iterdir())}
     return {
         "format": format,
         "name": net.about.get("name"),
@@ -170,6 +186,11 @@ def _manifest(net: "Pretrained", part: Path, lines: list[str], apart: dict[str, 
     }
 
 
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def _card(run: Path, trained: DictConfig, part: Path, manifest: dict[str, Any], license: str | None) -> None:
     from ssl_zoo.config import plain
     from ssl_zoo.judging import dataset_name
@@ -179,7 +200,7 @@ def _card(run: Path, trained: DictConfig, part: Path, manifest: dict[str, Any], 
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         results = [json.loads(f.read_text(encoding="utf-8")) for f in sorted((run / "eval").glob("*.json"))]
         text = model_card(summary, manifest, dataset_name(trained), results, _paper(plain(trained)["method"]), license)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError) as e:
         raise UserError(
             f"The model card of {run} cannot be made ({one_line(e)[:160]}): summary.json or a result in eval/ is damaged."
         ) from e

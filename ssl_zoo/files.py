@@ -39,6 +39,16 @@ def whole(file: Path, previous: Path | None = None, sync: bool = True) -> Iterat
         raise
 
 
+def parts_of(file: Path) -> Path:
+    """The folder where the parts of a file lie that is written over a long time, until it is whole."""
+    return file.with_name(f"{file.name}.parts")
+
+
+def index_of(file: Path) -> Path:
+    """What tells the rows of an array: the file beside `file`, an .npy."""
+    return file.with_suffix(".index.parquet")
+
+
 def also(file: Path, name: Path) -> None:
     """Let `name` hold what `file` holds: a second link, or a copy on a disk that has no links."""
     if not _linked(file, name):

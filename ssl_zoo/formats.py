@@ -159,6 +159,15 @@ def huggingface(backbone: Any, about: dict[str, Any], out: Path) -> Written:
     )
 
 
+def from_hub(written: Written, repo: str) -> list[str]:
+    """The lines that load what was pushed to `repo` of the Hugging Face Hub."""
+    folder = repo.rpartition("/")[2]
+    lines = written.lines(folder)
+    if lines[0] == "import timm":
+        return [line.replace(f"local-dir:{folder}", f"hf-hub:{repo}") for line in lines]
+    return [f"# hf download {repo} --local-dir {folder}", *lines]
+
+
 FORMATS: dict[str, Callable[[nn.Module, dict[str, Any], Path], Written]] = {
     f.__name__: f for f in (safetensors, timm, torchvision, onnx, torch_export, huggingface)
 }

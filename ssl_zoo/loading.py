@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from ssl_zoo.errors import UserError, one_line
 from ssl_zoo.evaluation.features import normalised
 from ssl_zoo.export import header, load_backbone
 from ssl_zoo.instance import build
+from ssl_zoo.origins import refuse_resolvers
 
 FILES = ("backbone.safetensors", "model.safetensors")  # of a run folder, and of an export
 Picture = Image.Image | np.ndarray | str | PathLike[str]
@@ -68,7 +70,12 @@ def load(path: str | PathLike[str], trust: Sequence[str] = ()) -> Pretrained:
 def backbone_of(file: Path, about: dict[str, Any], image_size: int, trust: Sequence[str]) -> nn.Module:
     """The backbone that a file of ssl_zoo holds, as its header `about` describes it, with its weights; on the CPU."""
     own = {**about["backbone"], **({"pretrained": False} if about["backbone"].get("pretrained") else {})}  # nothing is downloaded
-    return load_backbone(build(OmegaConf.create({"backbone": own, "trust": list(trust)}), "backbone", image_size=image_size), file)
+    refuse_resolvers(own, f"The header of {file}: backbone")
+    try:
+        made = build(OmegaConf.create({"backbone": own, "trust": list(trust)}), "backbone", image_size=image_size)
+    except (TypeError, AttributeError, OmegaConfBaseException) as e:
+        raise UserError(f"The header of {file} describes no backbone ({one_line(e)[:160]}): restore the file from a copy.") from e
+    return load_backbone(made, file)
 
 
 def pixels_of(picture: Picture, canvas: int, name: str) -> Tensor:

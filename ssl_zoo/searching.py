@@ -44,6 +44,8 @@ def check_search(config: DictConfig) -> DictConfig:
     out = search_folder(config)
     if out.exists() and not out.is_dir():
         raise UserError(f"out={out} is a file: choose a folder.")
+    if out.is_dir() and any(out.iterdir()) and not (out / "search.html").is_file():
+        raise UserError(f"out={out} holds other things than an earlier search: choose a new folder.")
     return trained
 
 
@@ -55,6 +57,7 @@ def search_folder(config: DictConfig) -> Path:
 def search(config: DictConfig, trained: DictConfig) -> list[str]:
     """`ssl-zoo search`: write what was found, and say it."""
     from ssl_zoo.reports.search import write_search
+    from ssl_zoo.shortage import explained
 
     look = looking(config, trained)
     table, features = _features(config, look)
@@ -63,10 +66,13 @@ def search(config: DictConfig, trained: DictConfig) -> list[str]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"The folder out={out} cannot be made ({e.strerror}): choose another.") from e
+    for name in ("search.html", "neighbours.png", "neighbours.csv", "duplicates.png", "duplicates.csv"):  # of an earlier search
+        (out / name).unlink(missing_ok=True)
     told, parts = [], []
     for wanted, find in ((config.query, _neighbours), (config.duplicates, _duplicates)):
         if wanted:
-            lines, part = find(config, look, table, features.to(look.device), out)
+            with explained(f"searching {table.num_rows:,} images", ["device=cpu"] if look.device.type != "cpu" else []):
+                lines, part = find(config, look, table, features.to(look.device), out)
             told += lines
             parts.append(part)
     file = write_search(out, f"Search in {table.num_rows:,} images", parts)
@@ -136,7 +142,8 @@ def _neighbours(
     files, net, size = plain(config)["query"], look.net, next(iter(look.splits.values())).image_size
     pixels = torch.stack([pixels_of(f, canvas_for(size), f"query={one_line(f)[:160]}") for f in files])
     with torch.no_grad():
-        asked = net(normalised(pixels.to(look.device), size, net.mean, net.std, net.image_size))
+        prepared = (normalised(p.to(look.device), size, net.mean, net.std, net.image_size) for p in pixels.split(config.batch_size))
+        asked = torch.cat([net(p) for p in prepared])
     cosines, index = (t.cpu() for t in nearest(features, asked, config.top))
     rows = torch.tensor(table["row"].to_numpy())
     shown = [_pictures(look, rows[i]) for i in index]

@@ -5,7 +5,7 @@ import itertools
 import os
 from pathlib import Path
 
-from ssl_zoo.checks import unknown
+from ssl_zoo.checks import check_new_folder, unknown
 from ssl_zoo.config import choice_names
 from ssl_zoo.errors import UserError
 
@@ -53,10 +53,7 @@ def check_shard(out: Path, data: str | None, form: str) -> None:
     """Refuse what would write over something, read what it writes, or cannot be written at all."""
     if form not in ("tar", "litdata"):
         raise UserError(f"format={form} does not work: format takes tar or litdata.")
-    if out.is_symlink() or os.path.ismount(out) or out.resolve() == Path.cwd():
-        raise UserError(f"out={out} cannot be replaced by the finished shards (a link, a mount or this folder): name a new folder in it.")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"out={out} is not empty: choose a new folder.")
+    check_new_folder(out)
     if data and out.resolve().is_relative_to(Path(data).expanduser().resolve()):
         raise UserError(f"out={out} lies inside the data: choose a folder beside it.")
     if form == "litdata" and importlib.util.find_spec("litdata") is None:

@@ -66,8 +66,12 @@ def test_what_comes_after_a_run(tmp_path, monkeypatch):
         write(tmp_path / "two words", f"{i}.png", picture((40 * i, 9, 9)))
     assert (api.export(run, "safetensors", out="out put") / "export.json").is_file()
     assert api.embed(run, "f.npy", data="two words").is_file()
-    folder = api.search(run, data="two words", query=["two words/1.png"], out="found", top=2)
-    assert (folder / "search.html").is_file()
+    for name in ("1.png", "it's a, b.png", "ü.png", "[x].png", "a=b ${c}.png"):
+        write(tmp_path / "two words", name, picture())
+        for query in (f"two words/{name}", tmp_path / "two words" / name):
+            folder = api.search(run, data="two words", query=query, out="found", top=2)
+            assert (folder / "search.html").is_file()
+    assert api.embed(run, "own.npy", data=None).is_file()
     assert api.preview(dataset="folder", file="p.png", **{"dataset.path": "two words"}).is_file()
     assert (api.shard(data="two words", out="packed") / "train").is_dir()
 

@@ -241,7 +241,10 @@ def test_a_killed_command_goes_on(run, photos, tmp_path):
 def test_wrong_input_is_one_sentence(run, photos, tmp_path):
     (tmp_path / "there.npy").touch()
     (tmp_path / "text.txt").write_text("x")
+    (tmp_path / "i.index.parquet").touch()
     for out, words, said in (
+        ("i.npy", (), "is there already"),
+        ("/proc/f.npy", (), "cannot be made"),
         ("f.csv", (), "end it with .parquet or .npy"),
         ("there.npy", (), "is there already"),
         ("no/f.npy", (), "does not exist: make it first"),
@@ -284,3 +287,40 @@ def test_many_broken_files_in_a_row_are_left_out(tmp_path):
     splits = {"train": Images(OnDemand(files, 8), None, None, 8)}
     found = parts.embed(SUBJECT, splits, tmp_path / "f.npy", {}, torch.device("cpu"), 200, lambda n: None)
     assert (found.rows, len(found.left)) == (10, 150)
+
+
+def test_a_part_without_a_readable_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "SECONDS", -1.0)
+    splits = splits_of([True] * 6 + [False] * 4, 6)
+    found = parts.embed(SUBJECT, splits, tmp_path / "f.npy", {}, torch.device("cpu"), 2, lambda n: None)
+    assert (found.rows, len(found.left), np.load(tmp_path / "f.npy").shape) == (6, 4, (6, 3))
+    with pytest.raises(UserError, match="None of the images could be read"):
+        parts.embed(SUBJECT, splits_of([False] * 4, 2), tmp_path / "g.npy", {}, torch.device("cpu"), 2, lambda n: None)
+    assert not (tmp_path / "g.npy.parts").exists()
+
+
+def test_a_few_files_that_cannot_be_opened_wait_for_the_next_part(tmp_path, monkeypatch):
+    """They are left out in the end, but not where the command was stopped before anything after them could be read."""
+    monkeypatch.setattr(parts, "SECONDS", -1.0)
+    files = Bytes(*(None if 4 <= i < 8 else picture((i, 0, 0), (8, 8)) for i in range(12)))
+    splits = {"train": Images(OnDemand(files, 8), None, None, 8)}
+    with pytest.raises(KeyboardInterrupt):
+        parts.embed(SUBJECT, splits, tmp_path / "f.npy", {}, torch.device("cpu"), 4, stopped_at(8))
+    files.data = tuple(picture((i, 0, 0), (8, 8)) for i in range(12))
+    splits = {"train": Images(OnDemand(files, 8), None, None, 8)}
+    assert parts.embed(SUBJECT, splits, tmp_path / "f.npy", {}, torch.device("cpu"), 4, lambda n: None).rows == 12
+    for gap in ((4, 8), (8, 12)):  # in the middle, at the end
+        files = Bytes(*(None if gap[0] <= i < gap[1] else picture((i, 0, 0), (8, 8)) for i in range(12)))
+        splits = {"train": Images(OnDemand(files, 8), None, None, 8)}
+        found = parts.embed(SUBJECT, splits, tmp_path / f"g{gap[0]}.parquet", {}, torch.device("cpu"), 4, lambda n: None)
+        assert (found.rows, len(found.left)) == (8, 4)
+
+
+def test_stopped_between_the_index_and_the_array(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as m:
+        m.setattr(np.lib.format, "write_array_header_1_0", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            made(run, tmp_path / "f.npy")
+    assert (tmp_path / "f.index.parquet").exists()
+    made(run, tmp_path / "f.npy")
+    assert np.load(tmp_path / "f.npy").shape == (48, 256)

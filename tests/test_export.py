@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -15,7 +16,8 @@ import ssl_zoo
 from ssl_zoo import formats
 from ssl_zoo.config import compose
 from ssl_zoo.errors import UserError
-from ssl_zoo.exporting import FORMATS, check_export, export
+from ssl_zoo.export import header, save_backbone
+from ssl_zoo.exporting import FORMATS, _differences, check_export, export
 from ssl_zoo.nn.torchvision_names import torchvision_twin
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,7 +81,7 @@ def test_what_is_loaded_elsewhere_computes_the_same(runs, tmp_path, form, words)
     for name, about in told["files"].items():
         assert about["sha256"] == hashlib.sha256((out / name).read_bytes()).hexdigest()
     assert {k: v["images"] for k, v in told["difference"].items()} == {"random images": 4, "test images": 8}
-    assert all(0 <= v["largest"] <= 1e-5 * max(1, v["largest_feature"]) for v in told["difference"].values())
+    assert all(0 <= v["largest"] <= 1e-5 * v["largest_feature"] for v in told["difference"].values())
     net = ssl_zoo.load(run)
     assert told["preprocessing"]["image_size"] == net.image_size
     assert tuple(told["preprocessing"]["mean"]) == net.mean
@@ -161,7 +163,7 @@ def test_a_folder_for_the_hub_says_all(runs, tmp_path):
         "| seed | 0 |",
         "Emerging Properties",
         "apache-2.0.",
-        "timm.create_model('local-dir:.', pretrained=True)",
+        "timm.create_model('hf-hub:me/model', pretrained=True)",
         f"{summary['data']['train']:,} images",
     ):
         assert said in card, said
@@ -170,18 +172,22 @@ def test_a_folder_for_the_hub_says_all(runs, tmp_path):
 def test_a_card_is_text_whatever_a_run_folder_holds(runs, tmp_path):
     run = finished(tmp_path / "run", "backbone=resnet18")
     summary = json.loads((run / "summary.json").read_text())
-    summary |= {"name": "a|b\n# heading\x1b[31m", "command": "ssl-zoo\n```\nrm -rf x", "evaluation": "x\n---\ny"}
-    (run / "summary.json").write_text(json.dumps(summary))
+    name = "a|b\n# heading\x1b[31m ![t](http://evil/x.png) <img src=x> [a](http://b)"
+    (run / "summary.json").write_text(json.dumps({**summary, "name": name, "command": "ssl-zoo\n```\nrm -rf x", "evaluation": "x\n---\ny"}))
     out, lines = exported(run, "huggingface")
     card = (out / "README.md").read_text()
     assert "\x1b" not in card
     assert "\n# heading" not in card
+    assert not re.search(r"(?<!\\)(<img|\[a\]|!\[t)", card)
     assert card.count("```") % 2 == 0
     assert "licence" in lines[-1]
-    (run / "summary.json").write_text("{}")
-    with pytest.raises(UserError, match="model card"):
-        exported(run, "huggingface", f"out={tmp_path / 'other'}")
-    assert not (tmp_path / "other").exists()
+    assert "# hf download YOUR-NAME/run --local-dir run" in card
+    (run / "eval" / "x.json").mkdir(parents=True)
+    for damaged in (summary, {}, {**summary, "parameters": 10**400}):
+        (run / "summary.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match="model card"):
+            exported(run, "huggingface", f"out={tmp_path / 'other'}")
+        assert not (tmp_path / "other").exists()
 
 
 def test_what_differs_is_not_written(runs, tmp_path, monkeypatch):
@@ -208,6 +214,9 @@ def test_what_cannot_be_exported_is_one_sentence(runs, tmp_path):
         (clip_like, "torchvision", (), "torchvision has no network of this shape"),
         (tiny, "tim", (), "did you mean 'timm'"),
         (tiny, "onnx", (f"out={tmp_path / 'full'}",), "not empty"),
+        (tiny, "safetensors", ("out=.",), "cannot be replaced by a finished folder"),
+        (tiny, "huggingface", ("repo='me/x y'",), "is no name of a repository"),
+        (tiny, "safetensors", (f"out={tmp_path / 'full' / 'x' / 'y'}",), "cannot be written"),
         (tiny, "open_clip", (), "needs a method with words"),
         (tmp_path, "timm", (), "is not a run folder"),
     ):
@@ -228,9 +237,57 @@ def test_options_of_timm_come_along(runs, tmp_path):
 
 def test_without_figures_random_images_alone_are_compared(tmp_path):
     run = finished(tmp_path / "run", "backbone=tiny")
-    (run / "figures" / "data.npz").write_bytes(b"no archive")
-    out, _ = exported(run, "safetensors")
-    assert list(json.loads((out / "export.json").read_text())["difference"]) == ["random images"]
+    whole = (run / "figures" / "data.npz").read_bytes()
+    for i, damaged in enumerate((b"no archive", b"", whole[: len(whole) // 2])):
+        (run / "figures" / "data.npz").write_bytes(damaged)
+        out, _ = exported(run, "safetensors", f"out={tmp_path / str(i)}")
+        assert list(json.loads((out / "export.json").read_text())["difference"]) == ["random images"]
+
+
+def test_headers_of_weights_are_no_code(tmp_path, monkeypatch):
+    """What is written into a weights file by somebody else is neither run, nor printed as code, nor read from the environment."""
+    monkeypatch.setenv("MY_SECRET", "hunter2")
+    run = finished(tmp_path / "run", "backbone=resnet18")
+    net, known = ssl_zoo.load(run).backbone, header(run / "backbone.safetensors")
+    own = known["backbone"]
+    for backbone, said in (
+        ({**own, "kwargs": {"a=__import__('os').system('true'), b": None}}, "is no name of an argument"),
+        ({**own, "kwargs": {"in_chans=3)#": 3}}, "is no name of an argument"),
+        ({**own, "stem": "${oc.env:MY_SECRET}"}, r"\$\{"),
+        ({**own, "name": 5}, "timm has no model '5'"),
+        ({**own, "kwargs": 5}, "describes no backbone"),
+        ({"a": 1}, "does not say what it is of"),
+        ("x", "does not say what it is of"),
+    ):
+        save_backbone(net, run / "backbone.safetensors", {**known, "backbone": backbone})
+        with pytest.raises(UserError, match=said):
+            exported(run, "timm")
+    for key, value in (("image_size", 10**9), ("image_size", "32"), ("std", [0.0, 1.0, 1.0]), ("mean", [float("nan")] * 3)):
+        save_backbone(net, run / "backbone.safetensors", {**known, key: value})
+        with pytest.raises(UserError, match="does not say what it is of"):
+            ssl_zoo.load(run)
+    assert not (run / "timm").exists()
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1.0, 1e4])
+def test_features_are_held_to_their_own_size(runs, tmp_path, scale):
+    class Scaled(torch.nn.Module):
+        def __init__(self, by):
+            super().__init__()
+            self.by = by
+
+        def forward(self, x):
+            return self.by * x.flatten(1)[:, :4]
+
+    run = runs("backbone=tiny")
+    net = SimpleNamespace(backbone=Scaled(scale), image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    found = _differences(net, lambda: Scaled(scale * (1 + 1e-6)), run, "x")
+    assert set(found) == {"random images", "test images"}
+    for wrong in (0.0, scale * 1.001):
+        with pytest.raises(UserError, match="computes other features"):
+            _differences(net, lambda wrong=wrong: Scaled(wrong), run, "x")
+    with pytest.raises(UserError, match="has no network of this shape"):
+        _differences(net, lambda: {}["nothing"], run, "x")
 
 
 def test_the_command(tmp_path):

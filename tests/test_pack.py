@@ -287,8 +287,8 @@ def test_an_epoch_goes_on_with_another_number_of_ranks(streamed, before, after):
     ("words", "sentence"),
     [
         (["data=in"], "out is needed: add out=... to the command."),
-        (["out=o"], "shard needs one data set"),
-        (["data=in", "dataset=shapes", "out=o"], "shard needs one data set"),
+        (["out=o"], "shard takes one data set"),
+        (["data=in", "dataset=shapes", "out=o"], "shard takes one data set"),
         (["data=inn", "out=o"], "There is no folder, file or data set 'inn'"),
         (["data=shape", "out=o"], "did you mean 'shapes'?"),
         (["data=in", "out=in"], "out=in is not empty"),

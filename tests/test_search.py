@@ -79,8 +79,19 @@ def test_a_copy_is_a_duplicate(run, photos, tmp_path):
     assert {(r["group"], r["name"]) for r in rows(tmp_path / "duplicates.csv")} == {("1", "03.png"), ("1", "copy of 03.png")}
     assert "2 of 13 images" in lines[0]
     assert not (tmp_path / "neighbours.png").exists()
+    assert "2 of 13 images" in found(run, f"data={photos}", "duplicates=1", f"out={tmp_path}")[0]
     lines = found(run, f"data={photos}", "duplicates=0.1", f"out={tmp_path}")
     assert "That is most of them" in lines[0]
+
+
+def test_only_an_earlier_search_is_written_over(run, photos, tmp_path):
+    (tmp_path / "neighbours.csv").write_text("precious")
+    with pytest.raises(UserError, match="holds other things than an earlier search"):
+        found(run, f"data={photos}", "duplicates=0.99", f"out={tmp_path}")
+    assert (tmp_path / "neighbours.csv").read_text() == "precious"
+    found(run, f"data={photos}", "duplicates=0.99", f"query={photos / '03.png'}", f"out={tmp_path / 'o'}")
+    found(run, f"data={photos}", "duplicates=0.99", f"out={tmp_path / 'o'}")
+    assert {f.name for f in (tmp_path / "o").iterdir()} == {"search.html", "duplicates.csv", "duplicates.png"}
 
 
 def test_nothing_alike_is_said(run, tmp_path):
@@ -93,7 +104,7 @@ def test_nothing_alike_is_said(run, tmp_path):
 def test_what_embed_wrote_is_taken(run, photos, tmp_path, name):
     config = embed_config([override("run", run), f"data={photos}", f"out={tmp_path / name}"], [])
     embed(config, check_embed(config))
-    words = (f"query={photos / '05.png'}", f"features={tmp_path / name}", f"out={tmp_path}")
+    words = (f"query={photos / '05.png'}", f"features={tmp_path / name}", f"out={tmp_path / 'o'}")
     assert "05.png (1.000)" in found(run, f"data={photos}", *words)[0]
     with pytest.raises(UserError, match="is not of these images"):
         found(run, *words)  # the run's own images
@@ -101,7 +112,7 @@ def test_what_embed_wrote_is_taken(run, photos, tmp_path, name):
 
 def test_features_are_kept_in_the_cache(run, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_ZOO_CACHE", str(tmp_path / "cache"))
-    words = (f"data={photos}", f"query={photos / '05.png'}", f"out={tmp_path}")
+    words = (f"data={photos}", f"query={photos / '05.png'}", f"out={tmp_path / 'o'}")
     first = found(run, *words)
     (kept,) = (tmp_path / "cache").glob("embedding-*.parquet")
     with monkeypatch.context() as m:

@@ -6,6 +6,7 @@ from torch import Tensor
 from ssl_zoo.errors import UserError
 from ssl_zoo.nn.numerics import unit
 
+ROUNDING = 1e-6  # of the cosine of equal features in float32
 MOST = 1_000_000  # pairs; more are no duplicates but a threshold that is too low
 
 
@@ -20,7 +21,7 @@ def similar_pairs(features: Tensor, cosine: float, chunk: int = 2048, most: int 
     for a in range(0, len(x), chunk):
         for b in range(a, len(x), chunk):
             found = x[a : a + chunk] @ x[b : b + chunk].T
-            close = found >= cosine
+            close = found >= cosine - ROUNDING
             if a == b:
                 close.triu_(1)
             place = close.nonzero()
@@ -28,7 +29,7 @@ def similar_pairs(features: Tensor, cosine: float, chunk: int = 2048, most: int 
             if count > most:
                 raise UserError(f"More than {most:,} pairs of images have a cosine of at least {cosine}: raise duplicates=... towards 1.")
             rows.append((place + torch.tensor([a, b], device=place.device)).cpu())
-            values.append(found[place[:, 0], place[:, 1]].cpu())
+            values.append(found[place[:, 0], place[:, 1]].clamp(max=1).cpu())
     pairs = torch.cat(rows) if rows else torch.empty(0, 2, dtype=torch.long)
     return pairs, torch.cat(values) if values else torch.empty(0)
 

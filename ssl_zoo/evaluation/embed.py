@@ -22,10 +22,12 @@ from ssl_zoo.data.ondemand import IN_A_ROW, Fetched, OnDemand
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation.feature_cache import data_hash
 from ssl_zoo.evaluation.features import Subject, dtype_of, eval_mode, normalised
-from ssl_zoo.files import whole
+from ssl_zoo.files import index_of, parts_of, whole
 
 SECONDS = 20.0  # after which what was computed is written as a part
+ROWS = 1 << 16  # or so many images, which wait on the device
 VERSION = 1  # of the parts and of the file
+JOINING = "joining"  # among the parts: an index beside the file is of this embedding
 Step = Callable[[int], None]
 
 
@@ -63,11 +65,6 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two identities are of the same embedding; stamps count where both are known."""
     stamps = {one.get("stamp"), other.get("stamp")} - {None}
     return len(stamps) < 2 and {**one, "stamp": None} == {**other, "stamp": None}
-
-
-def parts_of(file: Path) -> Path:
-    """The folder beside `file` where its parts lie until it is whole."""
-    return file.with_name(f"{file.name}.parts")
 
 
 class Parts:
@@ -166,10 +163,11 @@ class _Split:
             try:
                 for index, batch in zip(batches, fed, strict=True):
                     self.done.append(self._compute(index, batch))
-                    if time.monotonic() - since > SECONDS:
+                    if time.monotonic() - since > SECONDS or sum(len(d[0]) for d in self.done) >= ROWS:
                         self._flush()
                         since = time.monotonic()
                     step(len(index))
+                self._flush(last=True)
             finally:  # what was computed before an error or Ctrl-C is kept
                 self._flush()
 
@@ -179,26 +177,31 @@ class _Split:
         features, good = s.backbone(x.to(dtype_of(s.backbone))).float(), batch.shown == index
         return (features if good.all() else features[good.to(self.device)]), index[good], index[~good]
 
-    def _flush(self) -> None:
-        """Write what was computed as a part. Files at its end that cannot be opened are not counted as broken: their disk may come back."""
+    def _flush(self, last: bool = False) -> None:
+        """Write what was computed as a part. Files at its end that cannot be opened wait for the next part, unless this is the last one:
+        their disk may have gone, and come back.
+        """
         if not self.done:
             return
         features, kept, left = (torch.cat([d[i] for d in self.done]) for i in range(3))
-        self.done = []
         if not torch.isfinite(features).all():
+            self.done = []
             raise UserError("Some images get features that are no finite numbers: these weights have diverged.")
-        last = int(kept[-1]) if len(kept) else self.start - 1
-        behind = left[left > last].tolist()
-        gone = len(behind) >= IN_A_ROW and not _opens(self.images, behind[-1])
-        end = last + 1 if gone or not behind else behind[-1] + 1
+        good = int(kept[-1]) + 1 if len(kept) else self.start
+        behind = left[left >= good]
+        closed = len(behind) > 0 and not _opens(self.images, int(behind[-1]))
+        gone = closed and len(behind) >= IN_A_ROW
+        end = good if closed and (gone or not last) else max([good, *(behind + 1).tolist()])
         if end > self.start:
             notes = [self.prefix + _left(self.images, i) for i in left[left < end].tolist()]
             self.parts.write(self._table(features.cpu(), kept), self.at + self.start, self.at + end, notes)
             self.start = end
+        wait = left[left >= end]
+        self.done = [(features[:0], kept[:0], wait)] if len(wait) and not gone else []
         if gone:
             raise UserError(
-                f"None of {len(behind):,} files in a row could be opened (the last: {_left(self.images, behind[-1])}): see that the disk "
-                f"is there, and give the same command again, which goes on."
+                f"None of {len(behind):,} files in a row could be opened (the last: {_left(self.images, int(behind[-1]))}): see that the "
+                f"disk is there, and give the same command again, which goes on."
             )
 
     def _table(self, features: Tensor, rows: Tensor) -> pa.Table:
@@ -257,10 +260,12 @@ def _join(parts: Parts, result: Embedding) -> Embedding:
     schema = _common([pq.read_schema(part) for part, _ in done])
     result.dim = schema.field("features").type.list_size
     if not result.rows:
+        shutil.rmtree(parts.folder)
         raise UserError(f"None of the images could be read (the first: {result.left[0]}): check data=...")
     metadata = {"ssl_zoo": json.dumps({**parts.of, "rows": result.rows, "dim": result.dim})}
     if file.suffix == ".npy":
-        result.index = file.with_suffix(".index.parquet")
+        result.index = index_of(file)
+        (parts.folder / JOINING).touch()
         with whole(result.index) as f:
             _write_parquet(f, done, schema.remove(schema.get_field_index("features")).with_metadata(metadata))
         with whole(file) as f:
@@ -292,13 +297,13 @@ def _features(table: pa.Table) -> np.ndarray:
     """The column of features as an array float32 [n, D]."""
     column = table["features"]
     chunks = [c.flatten().to_numpy() for c in column.chunks]
-    return np.concatenate(chunks).reshape(len(column), -1) if chunks else np.empty((0, column.type.list_size), np.float32)
+    return np.concatenate([*chunks, np.empty(0, np.float32)]).reshape(len(column), column.type.list_size)
 
 
 def read_embedding(file: Path) -> tuple[dict[str, Any], pa.Table, Tensor]:
     """What an embedding says of itself, its table without features, and the features [n, D] float32. Raises UserError for other files."""
     try:
-        index = file.with_suffix(".index.parquet") if file.suffix == ".npy" else file
+        index = index_of(file) if file.suffix == ".npy" else file
         about = json.loads((pq.read_schema(index).metadata or {})[b"ssl_zoo"])
         table = pq.read_table(index)
         features = np.load(file, allow_pickle=False) if file.suffix == ".npy" else _features(table)

@@ -11,7 +11,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssl_zoo.errors import UserError
+from ssl_zoo.errors import UserError, one_line
 
 SMALL_IMAGE = 64
 SMALL_STEM = "3x3 stride 1, no max-pool"
@@ -36,7 +36,10 @@ def create(
     kept: less memory, more time. kwargs: passed to timm.create_model.
     Raises UserError for an unknown name, a size that the model cannot take, or weights that cannot be had.
     """
-    if not timm.is_model(name):
+    if odd := [k for k in kwargs or {} if not (isinstance(k, str) and k.isidentifier())]:
+        raise UserError(f"backbone.kwargs={{{one_line(odd[0])[:60]}: ...}} is no name of an argument of timm's: remove it.")
+    if not isinstance(name, str) or not timm.is_model(name):
+        name = str(name)
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
         raise UserError(f"timm has no model '{name}'" + (f"; did you mean '{close[0]}'?" if close else "; see `ssl-zoo list backbones`."))
     if "checkpoint_path" in (kwargs or {}) and not _reads_safely(timm.models.load_state_dict):
@@ -96,8 +99,8 @@ def _timm(name: str, pretrained: bool, kwargs: dict) -> Any:
 
 
 def _portable(options: dict) -> dict:
-    """Options of timm's without those that name a file of this machine."""
-    return {k: v for k, v in options.items() if k not in ("checkpoint_path", "cache_dir")}
+    """Options of timm's without those that name a file of this machine, or nothing."""
+    return {k: v for k, v in options.items() if k not in ("checkpoint_path", "cache_dir") and v is not None}
 
 
 def _with_patches(name: str, image_size: int, patch_size: int | str | None, pretrained: bool, kwargs: dict) -> Any:

@@ -1,6 +1,7 @@
 """README.md of an exported folder: a model card with what a run was, what it reached and how to load it."""
 
 import json
+import re
 from typing import Any
 
 from ssl_zoo.reports.page import printable
@@ -16,7 +17,7 @@ def model_card(
     `ssl-zoo eval`. paper: of the method, in a line. license: of the weights; None where nobody has said.
     """
     name, prepared = _line(summary["name"]), manifest["preprocessing"]
-    timm = manifest["load"][0] == "import timm"
+    timm = "import timm" in manifest["load"]
     front = {
         "library_name": "timm" if timm else "ssl-zoo",
         "pipeline_tag": "image-feature-extraction",
@@ -42,7 +43,7 @@ def model_card(
         *(_block("text", numbers([result]).splitlines()) for result in evaluations),
         "## Training",
         _table([("", ""), *_training(summary, dataset)]),
-        _block("bash", [f"# {_line(line)}" if i else _line(line) for i, line in enumerate(summary["command"].split("\n"))]),
+        _block("bash", [f"# {_plain(line)}" if i else _plain(line) for i, line in enumerate(summary["command"].split("\n"))]),
         "## Licence",
         f"{_line(license)}." if license else "None was stated for these weights. Ask whoever made them, and respect that of the images.",
         "## Limits",
@@ -53,6 +54,11 @@ def model_card(
 
 
 def _line(text: object) -> str:
+    """Text on one line that Markdown and HTML show as it is."""
+    return re.sub(r"([\\`*\[\]<>!#|~])", r"\\\1", _plain(text))
+
+
+def _plain(text: object) -> str:
     return " ".join(printable(str(text)).split())
 
 
@@ -61,7 +67,7 @@ def _block(kind: str, lines: list[str]) -> str:
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
-    head, *body = (f"| {' | '.join(_line(c).replace('|', chr(92) + '|') for c in row)} |" for row in rows)
+    head, *body = (f"| {' | '.join(_line(c) for c in row)} |" for row in rows)
     return "\n".join([head, f"|{'---|' * len(rows[0])}", *body])
 
 
