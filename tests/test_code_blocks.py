@@ -43,7 +43,10 @@ ELSEWHERE = {  # what a step needs that is not everywhere
 AS_WRITTEN = "docs/tutorials/*"
 SLOW = (AS_WRITTEN, "docs/methods/*", "docs/adding_a_*", "docs/words.md", "docs/export.md")
 LONG = r"ssl-zoo (-m|benchmark) "  # steps that are run in the slow tests only
-STANDS_FOR = {"dataset=parquet dataset.path=photos": "dataset=parquet dataset.path=tables"}
+STANDS_FOR = {
+    "dataset=parquet dataset.path=photos": "dataset=parquet dataset.path=tables",
+    "backbone=resnet18,vit_s": "backbone=tiny,vit_t",
+}
 PLACED = {  # the finished runs that pages speak of
     "runs/simclr_tiny_shapes/20260101-120000": [],
     "runs/mine": ["backbone=resnet18", "backbone.stem=model"],
@@ -154,7 +157,7 @@ def shortened(words: list[str]) -> list[str]:
     shapes = ["dataset=shapes"] * (not any(w.startswith("dataset=") for w in words))
     keys = {w.partition("=")[0] for w in words if w.startswith("backbone.") or w.startswith("dataset.image_size")}
     more = [m for w in [*words, *shapes] for m in SMALL.get(w, []) if m.partition("=")[0] not in keys]
-    return [*SHORT, *more, *["seed=0"] * (verb == "benchmark")]
+    return [*SHORT, *more, *(["method=simclr", "seed=0"] if verb == "benchmark" else [])]
 
 
 # ---------------------------------------------------------------------------------------------- what pages speak of

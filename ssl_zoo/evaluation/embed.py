@@ -24,7 +24,7 @@ from ssl_zoo.evaluation.feature_cache import data_hash
 from ssl_zoo.evaluation.features import Subject, dtype_of, eval_mode, normalised
 from ssl_zoo.files import index_of, parts_of, whole
 
-SECONDS = 20.0  # after which what was computed is written as a part
+SECONDS = 10.0  # after which what was computed is written as a part
 ROWS = 1 << 16  # or so many images, which wait on the device
 VERSION = 1  # of the parts and of the file
 JOINING = "joining"  # among the parts: an index beside the file is of this embedding
