@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from ssl_zoo.config import compose
 from ssl_zoo.errors import UserError, one_line
-from ssl_zoo.files import index_of, parts_of
+from ssl_zoo.files import JOINING, index_of, parts_of
 from ssl_zoo.saved import load_run
 from ssl_zoo.shard import dataset_words
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from ssl_zoo.data.images import Images
-    from ssl_zoo.evaluation.embed import Embedding
+    from ssl_zoo.evaluation.embedded import Embedding
     from ssl_zoo.loading import Pretrained
 
 USAGE = "ssl-zoo embed run=runs/<name>/<time> data=photos out=features.parquet"
@@ -38,7 +38,7 @@ def check_embed(config: DictConfig) -> DictConfig:
     out = Path(str(config.out)).expanduser()
     if out.suffix not in SUFFIXES:
         raise UserError(f"out={config.out} does not say which kind of file to write: end it with {' or '.join(SUFFIXES)}.")
-    begun = (parts_of(out) / "joining").exists()  # stopped between its index and its array
+    begun = (parts_of(out) / JOINING).exists()  # stopped between its index and its array
     for file in (out, *([index_of(out)] if out.suffix == ".npy" and not begun else [])):
         if file.exists():
             raise UserError(f"{file} is there already: choose another out=..., or delete it.")

@@ -39,6 +39,9 @@ def whole(file: Path, previous: Path | None = None, sync: bool = True) -> Iterat
         raise
 
 
+JOINING = "joining"  # a file among the parts: an index that is there already is of these parts
+
+
 def parts_of(file: Path) -> Path:
     """The folder where the parts of a file lie that is written over a long time, until it is whole."""
     return file.with_name(f"{file.name}.parts")

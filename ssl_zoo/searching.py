@@ -85,7 +85,8 @@ def _features(config: DictConfig, look: Looking) -> "tuple[pa.Table, Tensor]":
     import json
 
     from ssl_zoo.data.decode import cache_dir
-    from ssl_zoo.evaluation.embed import identity, read_embedding, same
+    from ssl_zoo.evaluation.embed import identity
+    from ssl_zoo.evaluation.embedded import read_embedding, same
     from ssl_zoo.evaluation.feature_cache import weights_hash
 
     net = look.net

@@ -19,6 +19,7 @@ from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.embedding import check_embed, embed, embed_config
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation import embed as parts
+from ssl_zoo.evaluation.embedded import read_embedding, same
 from ssl_zoo.evaluation.features import Subject
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,7 +69,7 @@ def test_an_array_has_its_index_beside_it(run, photos, tmp_path):
     assert index.to_pylist() == table.drop_columns("features").to_pylist()
     np.testing.assert_array_equal(np.load(tmp_path / "f.npy"), np.array(table["features"].to_pylist(), dtype=np.float32))
     for file in ("f.parquet", "f.npy"):
-        about, rows, features = parts.read_embedding(tmp_path / file)
+        about, rows, features = read_embedding(tmp_path / file)
         assert (about["rows"], about["dim"], len(rows)) == (9, 256, 9)
         assert features.shape == (9, 256)
 
@@ -197,9 +198,9 @@ def test_parts_of_another_embedding_are_not_gone_on_with(tmp_path, monkeypatch):
 
 def test_stamps_count_where_both_are_known():
     one = {"weights": "w", "stamp": "a"}
-    assert parts.same(one, {"weights": "w", "stamp": None})
-    assert not parts.same(one, {"weights": "w", "stamp": "b"})
-    assert not parts.same(one, {"weights": "v", "stamp": "a"})
+    assert same(one, {"weights": "w", "stamp": None})
+    assert not same(one, {"weights": "w", "stamp": "b"})
+    assert not same(one, {"weights": "v", "stamp": "a"})
 
 
 def test_features_that_are_no_numbers_are_not_written(tmp_path):
@@ -258,7 +259,7 @@ def test_wrong_input_is_one_sentence(run, photos, tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
         made(tmp_path, tmp_path / "f.npy")
     with pytest.raises(UserError, match="no embedding that ssl-zoo embed wrote"):
-        parts.read_embedding(tmp_path / "text.txt")
+        read_embedding(tmp_path / "text.txt")
 
 
 def test_metadata_say_what_it_is_of(run, tmp_path):
