@@ -77,7 +77,7 @@ def run_command(step: Step, words: list[str], cwd: Path, cache: Path) -> subproc
     """`ssl-zoo words...`, where it may import packages of the folder if the step says so."""
     said = dict(v.split("=", 1) for v in OURS.match(step.text)[1].split())
     env = {"PYTHONPATH": f"{cwd}{os.pathsep}{ROOT}"} if "PYTHONPATH" in said else {}
-    return command(*words, cwd=cwd, anew=bool(said), SSL_ZOO_CACHE=str(cache), WANDB_MODE="offline", **env)
+    return command(*words, cwd=cwd, anew=bool(said), SSL_ZOO_CACHE=str(cache), WANDB_MODE="offline", OMP_NUM_THREADS="1", **env)
 
 
 def run_python(text: str, cwd: Path, cache: Path) -> subprocess.CompletedProcess:
