@@ -287,7 +287,7 @@ def test_auto_takes_the_newest_unfinished_run_of_the_same_config(tmp_path, monke
     assert found("seed=1") == (None, False)
     with pytest.raises(UserError, match=r"another config \(method.temperature: 0.2 -> 0.9\)"):
         found(f"run={older}", "method.temperature=0.9")
-    assert do_pretrain([*words, f"run={finished}"], {}) == 0
+    assert do_pretrain([*words, f"run={finished}"], {})["epochs"] == 50
     assert "has finished its" in capsys.readouterr().out
 
 
