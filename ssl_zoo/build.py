@@ -51,7 +51,12 @@ class Data:
 
 def build_data(config: DictConfig) -> Data:
     source = build(config, "dataset")
-    train, test = source.load("train").some(config.data.subset), source.load("test")
+    train = source.load("train")
+    if count := config.data.get("held_out"):  # `ssl-zoo eval` has no such key
+        train, test = train.without(count)
+    else:
+        test = source.load("test")
+    train = train.some(config.data.subset)
     if len(train) < 2 or len(test) < 1:
         raise UserError(f"There are {len(train)} training and {len(test)} test images: at least 2 and 1 are needed.")
     return Data(train, test, *train.statistics())

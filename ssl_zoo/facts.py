@@ -32,6 +32,7 @@ def facts_of(
         "data": {
             "train": len(data.train),
             "test": len(data.test),
+            "held_out": bool(config.data.held_out),
             "classes": data.train.num_classes,
             "skipped": skipped[:100],
             "skipped_count": len(skipped),

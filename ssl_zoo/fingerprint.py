@@ -8,7 +8,7 @@ from typing import Any
 ASIDE = ("run", "out", "logger", "resume", "checkpoint", "guard", "preemption")
 LOADING = ("decoded", "resident", "workers", "worker_kind")  # who loads the data and how, not which
 # keys that older configs lack, with the value under which they trained
-LATER = {"chunk_size": None, "data.prompts": None, "dataset.captions": "auto", "dataset.labels": "shape", "dataset.held_out": []}
+LATER = {"chunk_size": None, "data.prompts": None, "data.held_out": None, "dataset.captions": "auto", "dataset.labels": "shape", "dataset.held_out": []}
 ABSENT = "absent"
 
 

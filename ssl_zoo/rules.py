@@ -74,6 +74,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "checkpoint.keep": (_number(0, whole=True), "a whole number of at least 0"),
     "checkpoint.best": (lambda v: v is None or isinstance(v, str), "null or the name of a metric, such as eval/knn_top1"),
     "data.subset": (_or(_one_of(None), POSITIVE[0]), "null or a whole number of at least 1"),
+    "data.held_out": (_or(_one_of(None), POSITIVE[0]), "null or a whole number of at least 1"),
     "data.prompts": (_or(_one_of(None), _some(lambda v: isinstance(v, str))), "null, photo, a list of sentences, or a file of them"),
     "data.resident": (_one_of("auto", True, False), "auto, true or false"),
     "data.decoded": (_one_of("auto", True, False), "auto, true or false"),

@@ -41,6 +41,16 @@ class Images:
             raise UserError(f"data.subset={count} is more than the {len(self)} training images there are: choose at most that.")
         return self.take(spread(len(self), count))
 
+    def without(self, count: int) -> tuple["Images", "Images"]:
+        """The images without `count` labelled ones, and these; where there are no labels, any. Fixed, whatever the seed of the run."""
+        known = torch.arange(len(self)) if self.labels is None else (self.labels >= 0).nonzero()[:, 0]
+        if count >= len(known):
+            raise UserError(f"data.held_out={count} leaves none of the {len(known)} training images with a label: choose fewer.")
+        apart = known[_shuffled(len(known))[:count]].sort().values
+        rest = torch.ones(len(self), dtype=torch.bool)
+        rest[apart] = False
+        return self.take(rest.nonzero()[:, 0]), self.take(apart)
+
     def take(self, index: Tensor) -> "Images":
         """The images at `index` [n]."""
         contiguous = len(index) and bool((index == torch.arange(int(index[0]), int(index[0]) + len(index))).all())
@@ -94,9 +104,13 @@ def spread(total: int, count: int) -> Tensor:
     return torch.arange(count) * total // count
 
 
+def _shuffled(total: int) -> Tensor:
+    return torch.randperm(total, generator=torch.Generator().manual_seed(20))
+
+
 def held_out(total: int, share: float) -> tuple[Tensor, Tensor]:
     """Indices of train and test for a source without a test split; fixed, whatever the seed of the run."""
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(20))
+    order = _shuffled(total)
     count = min(max(1, round(total * share)), total - 1) if total > 1 else 0
     return order[count:].sort().values, order[:count].sort().values
 

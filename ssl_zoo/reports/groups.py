@@ -94,8 +94,10 @@ def _order(value: Any) -> tuple[bool, float, str]:
 def _group(runs: list[Run], names: Mapping[str, list[str]], stale: Mapping, unchecked: Mapping) -> Group:
     first = runs[0]
     method, backbone, dataset = split_name(first.summary["name"], names)
-    subset = number(table(first.config, "data").get("subset"))
-    row = Group(method, backbone, dataset if subset is None else f"{dataset}[:{subset:.0f}]", runs)
+    data = table(first.config, "data")
+    subset, apart = number(data.get("subset")), number(data.get("held_out"))
+    dataset += "" if subset is None else f"[:{subset:.0f}]"
+    row = Group(method, backbone, dataset if apart is None else f"{dataset} ({apart:.0f} held out)", runs)
     for run in runs:
         row.stale |= stale.get(run.folder, {})
         row.unchecked = row.unchecked or unchecked.get(run.folder, "")

@@ -34,7 +34,7 @@ def rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     skipped = f"; {d['skipped_count']} files skipped: {', '.join(d['skipped'][:5])}" if d["skipped"] else ""
     where = "held on the device" if d["resident"] else "memory-mapped on the host"
     backbone = f"{summary['parameters'] / 1e6:.2f} M parameters, {summary['num_features']} features, stem: {summary['stem']}"
-    images = f"{d['train']:,} training and {d['test']:,} test images of {summary['image_size']} px, {d['classes']} classes"
+    images = f"{d['train']:,} training and {d['test']:,} {'held-out' if d.get('held_out') else 'test'} images of {summary['image_size']} px, {d['classes']} classes"
     parts = f"training {s['training']:.0f}, evaluation {s['evaluation']:.0f}, data and model {s['data_and_model']:.0f}"
     memory = "" if speed["peak_memory_mib"] is None else f", {speed['peak_memory_mib']:,.0f} MiB at peak"
     hardware = f"{speed['devices']} x {speed['device']} in {speed['precision']}{memory}"

@@ -62,7 +62,7 @@ def protocol(options: dict[str, Any]) -> str:
         f"bank = labelled training images (while training {bank} at most, at the end all). Linear probe: L-BFGS logistic regression on "
         f"standardised features, L2 from {l2} chosen on a tenth held out of train. Online probe: linear layer trained beside the method. "
         f"Raw pixels: the normalised image itself, at most 32 px, as features (bank of 50000 at most, probe on {bank} at most). "
-        f"'final' is after the last epoch; 'best' is the highest kNN seen while training, on the test split, and so optimistic."
+        f"'final' is after the last epoch; 'best' is the highest kNN seen while training, on the images judged on, and so optimistic."
     )
 
 
