@@ -13,6 +13,10 @@ made by workers that live on between rounds. They begin it with nothing prefetch
 the work of its own batches and no other; it also holds the wait for the first batch, as each epoch does. Where workers have cores of
 their own (--device cuda), let a round be an epoch as users have it: --steps 195 at a batch of 256.
 
+The method, its head, rate, decay, temperature and views are those of lightly's published CIFAR-10 runs of SimCLR, which have ResNet-18, a
+batch of 128 or 512 and 200 epochs: --backbone resnet18 --batch 128. The minutes of 200 epochs are extrapolated from the medians, without
+evaluation.
+
 Each also takes as many steps on views at hand; what the whole step takes beyond that is the share of data and augmentation.
 solo-learn cannot be measured beside them: every release needs torch 1.9.1, which Python 3.11 does not have.
 """
@@ -37,6 +41,7 @@ from ssl_zoo.data.parquet import Parquet
 from ssl_zoo.reports.summary import versions
 
 HERE = Path(__file__).resolve().parent
+EPOCHS = 200
 OURS, STILL = "ssl_zoo", ", views at hand"
 
 
@@ -91,6 +96,7 @@ def start(options: argparse.Namespace) -> list[Contestant]:
     images = options.out.resolve() / "images.npy"
     np.save(images, Parquet(options.data, cache=str(options.out / "cache")).load("train").pixels.permute(0, 2, 3, 1).numpy())
     settings = {k: getattr(options, k) for k in ("backbone", "batch", "device", "threads")}
+    options.train_images = len(np.load(images, mmap_mode="r"))
     settings |= {"data": str(Path(options.data).resolve()), "images": str(images), "out": str(options.out.resolve())}
     found = [Contestant(OURS, sys.executable, "peer_ssl_zoo.py", settings)]
     for threads, workers in itertools.product(options.lightly_threads, options.workers):
@@ -133,11 +139,12 @@ def report(options: argparse.Namespace, contestants: list[Contestant], seconds: 
     best = min(names[1:], key=lambda n: middle[n])
     at_hand = {c.name: next(n for n, s in still(contestants).items() if alike(c, s)) + STILL for c in contestants}
     per_second = {k: round(options.steps * options.batch / v, 1) for k, v in middle.items()}
+    minutes = {c: round(EPOCHS * options.train_images / per_second[c] / 60, 1) for c in names}
     share = {n: round(1 - statistics.median(s / w for s, w in zip(seconds[at_hand[n]], seconds[n], strict=True)), 3) for n in names}
     against, steps = ratio(seconds, best, OURS), ratio(seconds, at_hand[best], at_hand[OURS])
     result = facts(options.device) | {
         "settings": {
-            **{k: getattr(options, k) for k in ("backbone", "batch", "steps", "rounds")},
+            **{k: getattr(options, k) for k in ("backbone", "batch", "steps", "rounds", "train_images")},
             "precision": "bf16-mixed" if options.device == "cuda" else "32-true",
             "optimizer": "sgd",
             "data": Path(options.data).name,
@@ -145,6 +152,7 @@ def report(options: argparse.Namespace, contestants: list[Contestant], seconds: 
         "contestants": {c.name: c.facts for c in contestants},
         "same_torch": len({c.facts["versions"]["torch"].partition("+")[0] for c in contestants}) == 1,
         "images_per_s": per_second,
+        "minutes_per_200_epochs": minutes,
         "share_of_data_and_augmentation": share,
         "ssl_zoo_over_lightly": {"lightly": best, **against},
         "ssl_zoo_over_lightly_with_views_at_hand": steps,
@@ -156,12 +164,14 @@ def report(options: argparse.Namespace, contestants: list[Contestant], seconds: 
             "images/s": f"{per_second[n]:,.1f}",
             f"times {best}": f"{r['ratio']:.2f}",
             "95 % interval": interval(r),
+            f"minutes of {EPOCHS} epochs": f"{minutes[n]:,.0f}" if n in minutes else "",
             "data and augmentation": f"{share[n]:.0%}" if n in share else "",
         }
         for n in per_second
         for r in [ratio(seconds, best, n)]
     ]
-    write(options.out, f"peers-{options.device}", result, rows, per_second, "images per second", against["spread"])
+    name = "-".join(["peers", *([] if options.backbone == "tiny" else [options.backbone]), options.device])
+    write(options.out, name, result, rows, per_second, "images per second", against["spread"])
 
 
 if __name__ == "__main__":

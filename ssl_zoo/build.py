@@ -12,9 +12,10 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from ssl_zoo.augment.early import Early
 from ssl_zoo.augment.fused_engine import FusedEngine
 from ssl_zoo.augment.kornia_engine import KorniaEngine
-from ssl_zoo.augment.spec import View, resolve_all
+from ssl_zoo.augment.spec import View, resolve_all, resolve_early
 from ssl_zoo.callbacks.checkpoint import WholeFiles, onward
 from ssl_zoo.callbacks.launcher import prepare
 from ssl_zoo.callbacks.loggers import build_loggers
@@ -63,8 +64,15 @@ def build_data(config: DictConfig) -> Data:
 
 
 def build_augment(config: DictConfig, image_size: int, data: Data | None = None, training: bool = False) -> nn.Module:
-    """The engine that makes the views; compiled, and in the precision of training, only for `training`."""
-    views, (mean, std) = resolve_all(plain(config.augment), image_size), (data.mean, data.std) if data else NEUTRAL
+    """The engine that makes the views; compiled, in the precision of training and smaller at first, only for `training`."""
+    asked = plain(config.augment)
+    full = _engine(config, resolve_all(asked, image_size), data, training)
+    early = resolve_early(asked, image_size) if training else None
+    return Early(_engine(config, early, data, training), full, asked["early_share"]) if early else full
+
+
+def _engine(config: DictConfig, views: list[View], data: Data | None, training: bool) -> nn.Module:
+    mean, std = (data.mean, data.std) if data else NEUTRAL
     extra = any(view.extra for view in views)
     if extra:
         check_located(plain(config.augment), "augment", config.trust)
@@ -103,7 +111,8 @@ def precision(config: DictConfig) -> str | int:
 def build_method(config: DictConfig, data: Data) -> Method:
     size = data.train.image_size
     backbone = build(config, "backbone", image_size=size)
-    for other in {view.size for view in resolve_all(plain(config.augment), size)} - {size}:
+    views = [*resolve_all(plain(config.augment), size), *(resolve_early(plain(config.augment), size) or [])]
+    for other in {view.size for view in views} - {size}:
         try_size(backbone, "This backbone", other, "set augment.local.size, augment.local_crops=0 or another backbone")
     backbone = backbone.to(memory_format=torch.channels_last)
     return build(
@@ -115,7 +124,20 @@ def build_method(config: DictConfig, data: Data) -> Method:
         batch_size=config.batch_size,
         seed=config.seed,
         chunk_size=config.chunk_size,
+        **_classes(config, data),
     )
+
+
+def _classes(config: DictConfig, data: Data) -> dict[str, int]:
+    """What a method that learns from labels is told of them."""
+    if "num_classes" not in config.method:
+        return {}
+    if not len(data.train.labelled):
+        raise UserError("method=supervised learns from labels, and the training images have none: choose another method or dataset.")
+    asked, there = config.method.num_classes, data.train.num_classes
+    if asked is not None and asked < there:
+        raise UserError(f"method.num_classes={asked} is less than the {there} classes of the data set: use null, or at least {there}.")
+    return {"num_classes": asked or there}
 
 
 def build_captions(config: DictConfig, data: Data) -> Data:

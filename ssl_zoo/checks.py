@@ -13,7 +13,7 @@ from typing import Any
 
 import hydra
 
-from ssl_zoo.augment.spec import resolve_all
+from ssl_zoo.augment.spec import resolve_all, resolve_early
 from ssl_zoo.errors import UserError
 from ssl_zoo.metrics import BETTER
 from ssl_zoo.prompts import templates
@@ -177,7 +177,9 @@ def check_paths_and_views(config: dict, reference: dict) -> None:
         takes = ", ".join(ATTRIBUTES) if own else "auto, true or false"
         raise UserError(f"dataset.labels={dataset['labels']} does not work: dataset.labels of this data set takes {takes}.")
     if "augment" in config:
-        resolve_all(config["augment"], dataset.get("image_size") or 224)
+        size = dataset.get("image_size") or 224
+        resolve_all(config["augment"], size)
+        resolve_early(config["augment"], size)
         method, two = config.get("method") or {}, "view2" in config["augment"]
         if "text" in method and two:
             raise UserError("A method with words takes one view of an image: use augment=clip.")

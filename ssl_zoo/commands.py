@@ -27,7 +27,7 @@ def config_dirs(options: dict[str, str]) -> list[str]:
 # ---------------------------------------------------------------------------------------------- verbs
 def do_pretrain(words: list[str], options: dict[str, str]) -> dict[str, Any] | int:
     from ssl_zoo.config import compose, run_name
-    from ssl_zoo.launch import begun, prepare, rank
+    from ssl_zoo.launch import begun, prepare, rank, refuse_taken
 
     config = compose("train", words, config_dirs(options))
     if "cfg" in options:
@@ -50,6 +50,8 @@ def do_pretrain(words: list[str], options: dict[str, str]) -> dict[str, Any] | i
         commands = list(dict.fromkeys([*commands_of(resume), *commands])) if resume else commands
     if resume is None and (run := begun(config, name)):
         return do_resume([f"run={run}", *(w for w in words if w.startswith("trust="))], options)
+    if resume is None and config.run and rank() == 0:
+        refuse_taken(Path(config.run), config.resume)  # again when the folder is made, after the data are read
     from ssl_zoo.train import pretrain
 
     return finish(pretrain(config, name, commands, resume=resume))

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ssl_zoo.augment.early import Early
 from ssl_zoo.build import Data
 from ssl_zoo.callbacks.loggers import sync_command
 from ssl_zoo.config import plain
@@ -18,6 +19,7 @@ def facts_of(
     config: DictConfig, name: str, commands: list[str], run: Path, method: Method, data: Data, loader: Loader, skipped: list[str]
 ) -> dict[str, Any]:
     """Config, backbone, data and views of a finished run. skipped: files that could not be read, on all ranks."""
+    engine = method.augment.full if isinstance(method.augment, Early) else method.augment
     return {
         "name": name,
         "command": "\n".join(commands),
@@ -28,7 +30,7 @@ def facts_of(
         "num_features": method.backbone.num_features,
         "parameters": sum(p.numel() for p in method.backbone.parameters()),
         "global_batch": method.global_batch,
-        "augment": {"engine": type(method.augment).__name__, "compiled": bool(getattr(method.augment, "compile_for", None))},
+        "augment": {"engine": type(engine).__name__, "compiled": bool(getattr(engine, "compile_for", None))},
         "data": {
             "train": len(data.train),
             "test": len(data.test),

@@ -8,7 +8,8 @@ from typing import Any
 ASIDE = ("run", "out", "logger", "resume", "checkpoint", "guard", "preemption")
 LOADING = ("decoded", "resident", "workers", "worker_kind")  # who loads the data and how, not which
 # keys that older configs lack, with the value under which they trained
-LATER = {"chunk_size": None, "data.prompts": None, "data.held_out": None, "dataset.captions": "auto", "dataset.labels": "shape", "dataset.held_out": []}
+LATER = {"chunk_size": None, "data.prompts": None, "data.held_out": None, "dataset.captions": "auto", "dataset.labels": "shape",
+         "dataset.held_out": [], "augment.early_size": None, "augment.early_share": 0.6}  # fmt: skip
 ABSENT = "absent"
 
 
@@ -18,7 +19,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """
     decisive = {k: v for k, v in config.items() if k not in ASIDE and not _as_ever(k, v)}
     decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in LOADING and not _as_ever(f"data.{k}", v)}
-    decisive["dataset"] = {k: v for k, v in decisive["dataset"].items() if not _as_ever(f"dataset.{k}", v)}
+    for group in ("dataset", "augment"):
+        decisive[group] = {k: v for k, v in decisive[group].items() if not _as_ever(f"{group}.{k}", v)}
     for group in ("data", "dataset"):  # where images are cached
         decisive[group] = {k: None if k == "cache" else v for k, v in decisive[group].items()}
     decisive["trainer"] = {k: v for k, v in decisive["trainer"].items() if k != "timeout_s"}

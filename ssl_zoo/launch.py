@@ -38,6 +38,13 @@ def launcher() -> tuple[str, int, int] | None:
     return None
 
 
+def refuse_taken(run: Path, resume: str | None) -> None:
+    """A folder that holds a run is never written over."""
+    begun = resume == "auto" and not list(run.glob("checkpoints/*.ckpt"))  # by the same config, and nothing saved yet
+    if (run / "config.yaml").exists() and not begun:
+        raise UserError(f"run={run} already holds a run: choose another folder, or continue it with ssl-zoo resume run={run}.")
+
+
 def prepare(config: DictConfig, fixed: Iterable[str]) -> None:
     """Take the number of devices from torchrun or SLURM where one of them has started the processes, and set what torch reads once.
 

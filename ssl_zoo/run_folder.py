@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from ssl_zoo.errors import UserError
-from ssl_zoo.launch import launcher, rank
+from ssl_zoo.launch import launcher, rank, refuse_taken
 
 try:
     import fcntl
@@ -32,9 +32,7 @@ def run_folder(config: DictConfig, name: str) -> Path:
         base, n = run, 1
         while run.exists():
             run, n = base.with_name(f"{base.name}-{n}"), n + 1
-    begun = config.get("resume") == "auto" and not list(run.glob("checkpoints/*.ckpt"))  # by the same config, and nothing saved yet
-    if (run / "config.yaml").exists() and not begun:
-        raise UserError(f"run={run} already holds a run: choose another folder, or continue it with ssl-zoo resume run={run}.")
+    refuse_taken(run, config.get("resume"))
     try:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as e:

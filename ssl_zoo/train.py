@@ -72,7 +72,8 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     labelled = labelled_pair(data.train, data.test) is None and config.evaluation.online_probe
     probe = OnlineProbe(method.backbone.num_features, data.train.num_classes) if labelled else None
     watch = Health(config.evaluation.health_every_n_steps)
-    evaluate = Evaluate(judge, run / "figures", probe, watch)
+    speed = Throughput(started)
+    evaluate = Evaluate(judge, run / "figures", probe, watch, speed)
 
     def weights(file: Path) -> None:
         epochs = trainer.fit_loop.epoch_progress.current.processed
@@ -80,7 +81,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
 
     last = Checkpoints(run / "checkpoints", evaluate, weights, **plain(config.checkpoint))
     stop = Stop(str(run / "checkpoints" / "last.ckpt"), 10, evaluate, config.preemption.deadline_s, lambda number: ending(run, number))
-    ranks, speed = Watch(config.trainer.timeout_s, stop, partial(onward, run)), Throughput(started)
+    ranks = Watch(config.trainer.timeout_s, stop, partial(onward, run))
     guard = Guard(run, **plain(config.guard))
     trainer = build_trainer(config, run, [guard, ranks, speed, *([probe] if probe else []), watch, stop, evaluate, RunProgress(), last])
     if trainer.is_global_zero and evaluate.unlabelled:
@@ -101,7 +102,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     )
     if trainer.is_global_zero:
         print(f"data          {loader.about()}{DECODE_ONCE if isinstance(data.train.pixels, OnDemand) else ''}")
-        if getattr(method.augment, "compile_for", None):
+        if any(getattr(m, "compile_for", None) for m in method.augment.modules()):
             print("views         compiled when the first batch comes, which takes a while (augment.compile=false skips it)")
     trainer.callbacks.append(place := Place(loader, trainer.accumulate_grad_batches))
     if resume:

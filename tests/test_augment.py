@@ -1,5 +1,6 @@
 """Both engines against torchvision on PIL images: same meaning, same statistics."""
 
+import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
@@ -9,9 +10,11 @@ from torchvision.transforms import v2
 
 from ssl_zoo.augment.fused_engine import FusedEngine
 from ssl_zoo.augment.kornia_engine import KorniaEngine
-from ssl_zoo.augment.spec import pick, resolve, resolve_all
-from ssl_zoo.config import conf_dir
+from ssl_zoo.augment.spec import pick, resolve, resolve_all, resolve_early
+from ssl_zoo.build import build_augment, build_data, build_method
+from ssl_zoo.config import compose, conf_dir, plain
 from ssl_zoo.data.shapes import Shapes
+from ssl_zoo.errors import UserError
 
 VIEW = yaml.safe_load((conf_dir() / "augment/view/simclr.yaml").read_text())
 PLAIN = ((0.0,) * 3, (1.0,) * 3)
@@ -135,3 +138,29 @@ def test_tables_by_view_size():
     table = {32: "a", 64: "b"}
     assert [pick(table, s) for s in (16, 32, 63, 64, 500)] == ["a", "a", "a", "b", "b"]
     assert pick(0.3, 32) == 0.3
+
+
+# ---------------------------------------------------------------------------------------------- smaller at first
+def test_early_views_are_smaller_and_local_ones_are_not():
+    augment = plain(compose("train", ["augment.local_crops=2"]).augment)
+    assert resolve_early(augment, 32) is None
+    assert [v.size for v in resolve_early(augment | {"early_size": 24}, 32)] == [24, 24, 16, 16]
+    for size in (32, 40):
+        with pytest.raises(UserError, match=rf"early_size={size} is not below the 32 px"):
+            resolve_early(augment | {"early_size": size}, 32)
+    with pytest.raises(UserError, match="early_size=32 is not below the 32 px"):
+        compose("train", ["augment.early_size=32"])
+
+
+def test_views_grow_when_their_share_of_training_is_done():
+    """By the number of the batch alone, also with accumulation; what is judged and pictured has full size."""
+    words = ["augment.early_size=16", "augment.early_share=0.5", "dataset.train_size=64", "dataset.test_size=8", "batch_size=8"]
+    config = compose("train", [*words, "trainer.accelerator=cpu", "trainer.accumulate_grad_batches=2"])
+    data = build_data(config)
+    method = build_method(config, data)
+    method.trainer = L.Trainer(accelerator="cpu", accumulate_grad_batches=2, logger=False, enable_checkpointing=False)
+    method.steps_total = 10
+    batch = {"image": data.train.pixels[:8]}
+    assert [method.make_views(dict(batch), n)["views"][0].shape[-1] for n in (0, 9, 10, 19)] == [16, 16, 32, 32]
+    assert [v.shape[-1] for v in method.augment(data.train.pixels[:8], 0)] == [32, 32]
+    assert isinstance(build_augment(config, 32, data), FusedEngine)  # of preview

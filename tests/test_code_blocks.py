@@ -35,6 +35,7 @@ from ssl_zoo.shard import dataset_words
 from ssl_zoo.suite import load_suite
 
 ELSEWHERE = {  # what a step needs that is not everywhere
+    "a GPU": r"suite=cifar10_resnet18",
     "a network": r"pip install|hf upload|dataset=(cifar|stl|imagenet)|dataset\.path=imagenet|transfer=|weights=(timm|torchvision)/",
     "weights of others": r"resnet50\.pth|dino_deitsmall8\.pth|clip\.pt",
     "several devices, or a queue": r"trainer\.devices=\d|torchrun|srun|sbatch|sweep=slurm",

@@ -13,7 +13,7 @@ from ssl_zoo.augment.spec import resolve_all
 from ssl_zoo.checks import check_located, nearest
 from ssl_zoo.config import choice_names, compose, conf_dir, expand, plain, run_name
 from ssl_zoo.errors import UserError
-from ssl_zoo.fingerprint import changes, config_hash
+from ssl_zoo.fingerprint import changes, config_hash, leaves
 from ssl_zoo.methods.base import Method
 from ssl_zoo.saved import commands_of, load_run, save_config
 
@@ -50,7 +50,7 @@ def test_every_method_composes_with_every_backbone_and_every_dataset(method):
 
 @pytest.mark.parametrize("recipe", sorted(f.stem for f in (conf_dir() / "recipe").glob("*.yaml")))
 def test_every_recipe_composes_and_is_short(recipe):
-    method, backbone, dataset = recipe.split("-")
+    method, backbone, dataset, *_ = recipe.split("-")
     words = [f"method={method.removesuffix('_v1')}", f"backbone={backbone}", f"dataset={dataset}", f"recipe={recipe}"]
     words += ["dataset.path=."] * (dataset == "imagenet")
     plain_run = compose("train", [*words[:3], *words[4:], "recipe=none"])
@@ -406,3 +406,14 @@ def test_config_keys_are_constructor_arguments():
             if group == "method":
                 needed = {k for k, p in signature.items() if p.kind is not p.VAR_KEYWORD} - {"backbone"}
                 assert needed <= set(node), f"{file} lacks {needed - set(node)}"
+
+
+@pytest.mark.parametrize("recipe", sorted(f.stem for f in (conf_dir() / "recipe").glob("*-fast.yaml")))
+def test_a_fast_recipe_is_the_plain_one_but_for_how_fast_it_goes(recipe):
+    method, backbone, dataset, _ = recipe.split("-")
+    words = [f"method={method}", f"backbone={backbone}", f"dataset={dataset}"]
+    usual, fast = (dict(leaves(plain(compose("train", [*words, *more])))) for more in ([], [f"recipe={recipe}"]))
+    differ = {k for k in usual if usual[k] != fast[k]}
+    assert differ <= {"epochs", "trainer.max_epochs", "batch_size", "trainer.compile", "augment.early_size", "augment.early_share"}
+    assert fast["augment.early_size"] < 32
+    assert fast["epochs"] < usual["epochs"]

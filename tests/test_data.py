@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ssl_zoo.build import build_data
+from ssl_zoo.config import compose
 from ssl_zoo.data import pixels as D
 from ssl_zoo.data.downloads import Torchvision
 from ssl_zoo.data.folder import Files, Folder
@@ -405,6 +407,31 @@ def test_real_cifar10_parquet():
     assert test.pixels.shape == (10000, 3, 32, 32)
     assert test.classes[:2] == ["airplane", "automobile"]
     assert test.labels.bincount().tolist() == [1000] * 10
+
+
+def test_held_out_images_take_the_place_of_the_test_split():
+    words = ["dataset.train_size=50", "dataset.test_size=7"]
+    whole = build_data(compose("train", words))
+    data = build_data(compose("train", [*words, "data.held_out=10", "data.subset=30"]))
+    assert (len(data.train), len(data.test)) == (30, 10)
+    them = {x.numpy().tobytes() for x in data.test.pixels}
+    assert them <= {x.numpy().tobytes() for x in whole.train.pixels}
+    assert not them & {x.numpy().tobytes() for x in data.train.pixels}
+
+
+@pytest.mark.parametrize("columns", [("image", "label"), ("img", "fine_label")])
+def test_cifar_is_read_from_parquet_files(tmp_path, columns):
+    """As the hub has them, CIFAR-100 with columns of other names."""
+    for split, rows in (("train", 4), ("test", 2)):
+        image = [{"bytes": picture((10 * i, 0, 0), size=(32, 32)), "path": None} for i in range(rows)]
+        table = pa.table({columns[0]: image, columns[1]: [i % 2 for i in range(rows)]})
+        pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    source = Torchvision("CIFAR100", str(tmp_path), cache=str(tmp_path / "cache"))
+    assert [source.load(s).pixels.shape for s in ("train", "test")] == [(4, 3, 32, 32), (2, 3, 32, 32)]
+    assert source.load("train").labels.tolist() == [0, 1, 0, 1]
+    (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        Torchvision("CIFAR100", str(tmp_path), cache=str(tmp_path / "cache")).load("test")
 
 
 def test_downloads_say_what_to_do_offline(tmp_path, monkeypatch):

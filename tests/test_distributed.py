@@ -33,6 +33,7 @@ from ssl_zoo.methods.moco_v3 import MoCoV3, contrastive
 from ssl_zoo.methods.siglip import SigLIP, siglip_loss
 from ssl_zoo.methods.simclr import SimCLR, nt_xent
 from ssl_zoo.methods.simsiam import SimSiam
+from ssl_zoo.methods.supervised import Supervised
 from ssl_zoo.methods.vicreg import VICReg, vicreg_loss
 from ssl_zoo.nn.batchnorm import GlobalBatchNorm, synchronise
 
@@ -356,6 +357,7 @@ METHODS = {  # of the number of devices that one process stands in for
     "dino_sinkhorn": lambda _: _dino(assignment="sinkhorn"),
     "barlow_twins": lambda _: BarlowTwins(Net(), hidden_dim=16, proj_dim=8),
     "vicreg": lambda _: VICReg(Net(), hidden_dim=16, proj_dim=8),
+    "supervised": lambda _: Supervised(Net(), 3),
     "clip": lambda _: CLIP(Net(), 8, TEXT),
     "siglip": lambda _: SigLIP(Net(), 8, TEXT),
 }
@@ -373,8 +375,11 @@ def _views(local_crops=0):
     return views[:2] + [v[..., 2:6, 1:5] for v in views[2:]]
 
 
-def _captions(r=0, world=1):
-    return {"tokens": part(torch.randint(1, 90, (12, 5), generator=torch.Generator().manual_seed(6)), r, world)}
+def _beside(r=0, world=1):
+    """Beside the views; labels of which ranks have unlike numbers."""
+    tokens = torch.randint(1, 90, (12, 5), generator=torch.Generator().manual_seed(6))
+    labels = torch.tensor([0, 1, -1, 2, 0, -1, -1, -1, 1, -1, -1, -1])
+    return {"tokens": part(tokens, r, world), "label": part(labels, r, world)}
 
 
 def _three_steps(name, local_crops, r, world, groups=1):
@@ -390,7 +395,7 @@ def _three_steps(name, local_crops, r, world, groups=1):
         if step:
             method.before_step()
         optimizer.zero_grad()
-        loss = method.step([part(v, r, world) for v in _views(local_crops)], _captions(r, world))["loss"]
+        loss = method.step([part(v, r, world) for v in _views(local_crops)], _beside(r, world))["loss"]
         loss.backward()
         mean = mean_over_ranks(parameters_to_vector([p.grad for p in trained.values()]))
         vector_to_parameters(mean, [p.grad for p in trained.values()])
@@ -470,7 +475,7 @@ def _averaged_by_ddp(r, world):
         method = synchronise(_method(name), "cpu") if _method(name).sync_bn else _method(name)
         wrapped = DistributedDataParallel(_Loss(method))
         for step in range(2):
-            wrapped(_captions(r, world), *[part(v, r, world) for v in _views()]).backward()
+            wrapped(_beside(r, world), *[part(v, r, world) for v in _views()]).backward()
             if step == 0:
                 found[name] = {k: p.grad.clone() for k, p in method.named_parameters() if p.requires_grad}
             method.zero_grad()

@@ -32,6 +32,20 @@ def test_subset_and_statistics():
     assert sorted([*train.tolist(), *test.tolist()]) == list(range(100))
 
 
+def test_images_are_held_out_of_the_labelled_ones_alike_for_every_seed():
+    images = replace(numbered(20), labels=torch.tensor([-1, 0] * 10))
+    rest, apart = images.without(4)
+    assert (len(rest), len(apart)) == (16, 4)
+    assert bool((apart.labels == 0).all())
+    seen = [*rest.pixels[:, 0, 0, 0].tolist(), *apart.pixels[:, 0, 0, 0].tolist()]
+    assert sorted(seen) == list(range(20))
+    torch.manual_seed(1)
+    assert torch.equal(images.without(4)[1].pixels, apart.pixels)
+    assert len(numbered(20, labels=False).without(4)[1]) == 4
+    with pytest.raises(UserError, match=r"data\.held_out=10 leaves none of the 10 training images with a label"):
+        images.without(10)
+
+
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow has no AVIF here")
 def test_whatever_a_plugin_raises_makes_a_file_unreadable():
     whole = picture((200, 30, 90), size=(64, 64), form="AVIF")

@@ -37,8 +37,9 @@ METHODS = {
     "byol": ["method.hidden_dim=32"],
     "simsiam": ["method.proj_dim=32", "method.pred_dim=16"],
     "dino": ["method.hidden_dim=32", "method.out_dim=64", "method.freeze_last_layer=1"],
-    "barlow_twins": ["method.hidden_dim=32", "method.proj_dim=32"],
+    "barlow_twins": ["method.hidden_dim=32", "method.proj_dim=32", "augment.early_size=24", "augment.early_share=0.7"],
     "vicreg": ["method.hidden_dim=32", "method.proj_dim=32"],
+    "supervised": [],
 }
 TIMED = ("speed/images_per_s", "speed/data_wait")
 

@@ -26,6 +26,7 @@ METHODS = {  # with widths that take no time
     "dino": "hidden_dim bottleneck_dim out_dim",
     "barlow_twins": "hidden_dim proj_dim",
     "vicreg": "hidden_dim proj_dim",
+    "supervised": "",
     "clip": "embed_dim",
     "siglip": "embed_dim",
 }

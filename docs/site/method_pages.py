@@ -8,6 +8,7 @@ ssl_zoo/reports/published.yaml and, for what the papers used, papers.yaml beside
 
 import json
 import re
+import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -89,7 +90,7 @@ def short(recipe: str) -> str:
 def composed(method: str, recipe: str) -> dict[str, Any]:
     """The whole config of a recipe, or of "none" for a backbone and images as in the paper."""
     plain_backbone = "vit_b" if method in WORDS else "resnet50"
-    _, backbone, dataset = recipe.split("-") if recipe != "none" else ("", plain_backbone, "imagenet")
+    _, backbone, dataset, *_ = recipe.split("-") if recipe != "none" else ("", plain_backbone, "imagenet")
     words = [f"method={method}", f"recipe={recipe}", f"backbone={backbone}", f"dataset={dataset}"]
     return plain(compose("train", [*words, *(["dataset.path=."] if dataset == "imagenet" else [])]))
 
@@ -97,7 +98,8 @@ def composed(method: str, recipe: str) -> dict[str, Any]:
 def trained(config: dict[str, Any]) -> dict[str, Any]:
     """What a recipe may set, but for the views: {dotted key: value}."""
     kept = {k: config[k] for k in ("method", "epochs", "batch_size", "optimizer")}
-    return dict(flat({**kept, "backbone": {"kwargs": config["backbone"].get("kwargs", {})}}))
+    kept |= {"backbone": {"kwargs": config["backbone"].get("kwargs", {})}, "trainer": {"compile": config["trainer"]["compile"]}}
+    return dict(flat({**kept, "augment": {"early_size": config["augment"]["early_size"]}}))
 
 
 # ---------------------------------------------------------------------------------------------- the parts of a page
@@ -172,9 +174,12 @@ def measured(method: str) -> str:
         return with_words(method)
     found = load("docs/results/short_runs.json")
     runs = {k: v for k, v in found.items() if f"method={method}" in v["command"].split()}
+    if not runs:
+        return suites(method)
     own, photos = runs[method], runs[f"{method} on CIFAR-10"]
     head = ("run", "epochs", "kNN top-1", "rank of features", "rank of z", "verdict")
-    return paragraph(setting(own, photos)) + "\n" + table(head, (run_row(method, k, v) for k, v in runs.items())) + longer(method)
+    rows = (run_row(method, k, v) for k, v in runs.items())
+    return f"{paragraph(setting(own, photos))}\n{table(head, rows)}{longer(method)}\n{suites(method)}"
 
 
 def setting(own: dict[str, Any], photos: dict[str, Any]) -> str:
@@ -210,6 +215,25 @@ def longer(method: str) -> str:
         seed {run["seed"]}, final epoch, {run["seconds"]["total"]:.0f} s: kNN top-1 {final["knn_top1"]:.1f} % (k=20, T=0.07), linear
         probe {final["linear_top1"]:.1f} %."""
     )
+
+
+def suites(method: str) -> str:
+    """What the tables of docs/results.md say of it."""
+    found = []
+    for file in sorted((ROOT / "docs/results").glob("cifar10_*.json")):
+        runs = [r for r in load(f"docs/results/{file.name}") if r["method"] == method and not r["data"].get("held_out")]
+        if not runs:
+            continue
+        first = runs[0]
+        backbone = first["name"].removeprefix(f"{method}_").removesuffix("_cifar10")
+        scores = {k: statistics.fmean(r["final"][k] for r in runs) for k in ("knn_top1", "linear_top1")}
+        seeds = ", ".join(str(r["seed"]) for r in runs)
+        text = f"""[{file.name}](../results/{file.name}), see [Measured on CIFAR-10](../results.md): backbone `{backbone}`,
+            {first["data"]["train"]:,} training images of CIFAR-10, {first["epochs"]} epochs,
+            {"seeds" if len(runs) > 1 else "seed"} {seeds}, final epoch:
+            kNN top-1 {scores["knn_top1"]:.1f} % (k=200, T=0.1), linear probe {scores["linear_top1"]:.1f} %."""
+        found.append(paragraph(text, bullet=True))
+    return "".join(found)
 
 
 SHOWN = {  # the runs with captions

@@ -128,6 +128,16 @@ def resolve_all(augment: Mapping[str, Any], image_size: int) -> list[View]:
     return views[: len(given)] + views[len(given) :] * augment.get("local_crops", 0)
 
 
+def resolve_early(augment: Mapping[str, Any], image_size: int) -> list[View] | None:
+    """The views of the first part of training, smaller than those of `resolve_all`; None where conf/augment asks for no such part."""
+    if (early := augment.get("early_size")) is None:  # which runs of older versions lack
+        return None
+    size = resolve_all(augment, image_size)[0].size
+    if early >= size:
+        raise UserError(f"augment.early_size={early} is not below the {size} px of the views: choose a smaller one, or null.")
+    return resolve_all({k: {**v, "size": early} if k in ("view1", "view2") and v else v for k, v in augment.items()}, image_size)
+
+
 def local_size(image_size: int) -> int:
     """Three sevenths of the image, as 96 of 224, in steps of 16 px (8 px for small images), which suit the patches of transformers."""
     step = 16 if image_size >= 64 else 8

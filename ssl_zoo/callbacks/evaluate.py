@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssl_zoo.callbacks.health import Health
 from ssl_zoo.callbacks.probe import OnlineProbe
+from ssl_zoo.callbacks.throughput import Throughput
 from ssl_zoo.collapse.health import measure, verdict
 from ssl_zoo.data.images import Images, spread
 from ssl_zoo.data.ondemand import OnDemand
@@ -56,11 +57,11 @@ class Judge:
 
 class Evaluate(Callback):
     """Every `every_n_epochs`: eval/knn_top1, eval/online_linear_top1, health/*. At the end `final` holds the results on all of
-    train, and the figures' data is written to `figures`.
+    train, and the figures' data is written to `figures`. speed: counts the seconds in which each evaluation was reached.
     """
 
-    def __init__(self, judge: Judge, figures: Path, probe: OnlineProbe | None, watch: Health) -> None:
-        self.judge, self.figures, self.probe, self.watch = judge, figures, probe, watch
+    def __init__(self, judge: Judge, figures: Path, probe: OnlineProbe | None, watch: Health, speed: Throughput) -> None:
+        self.judge, self.figures, self.probe, self.watch, self.speed = judge, figures, probe, watch, speed
         self.unlabelled = labelled_pair(judge.train, judge.test)
         self.baselines: dict[str, dict[str, float]] = {}
         self.untrained: dict[str, Tensor] = {}  # weights that are yet to be judged
@@ -141,7 +142,7 @@ class Evaluate(Callback):
                 metrics["eval/online_linear_top1"] = accuracy(self.probe.scores(queries[known]), j.test.labels[j.test.labelled])
         self.health = measure(queries[spread(len(queries), min(SAMPLE, len(queries)))], *self.view_features(module))
         metrics.update({f"health/{k}": v for k, v in self.health.items()})
-        self.history.append({"epoch": epoch, **metrics})
+        self.history.append({"epoch": epoch, "training_s": self.speed.seconds, "total_s": self.speed.total, **metrics})
         self.verdict = self.watch.finding or verdict(self.health, queries.shape[1], min(len(queries), SAMPLE))
         self.health |= self.watch.projections  # of the last training batch that was watched, the rest is of test images
         self.pending = 0

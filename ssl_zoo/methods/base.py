@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ssl_zoo.augment.early import Early
 from ssl_zoo.distributed import fold_seed, seed_all
 from ssl_zoo.nn.batchnorm import synchronise
 from ssl_zoo.nn.chunked import in_chunks, limit
@@ -99,9 +100,14 @@ class Method(L.LightningModule):
         """Adds the "views" of the batch that follows batch `number` of this run on this rank, each time the same."""
         if self.augment is not None and "views" not in batch:
             drawn = fold_seed("augment", self.seed, self.global_rank, number)
-            views = self.augment(batch["image"], drawn) if "image" in batch else self.augment(batch["pixels"], drawn, batch["index"])
+            augment = self.augment.at(self.batches_seen(number)) if isinstance(self.augment, Early) else self.augment
+            views = augment(batch["image"], drawn) if "image" in batch else augment(batch["pixels"], drawn, batch["index"])
             batch["views"] = [v if v.dtype == torch.bfloat16 else v.to(self.dtype) for v in views]
         return batch
+
+    def batches_seen(self, number: int) -> float:
+        """Share of training done before the batch that follows batch `number`, 0 to 1."""
+        return number / max(1, self.steps_total * self.trainer.accumulate_grad_batches)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         self.steps_done = self.trainer.global_step

@@ -75,6 +75,12 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _point(entry: dict[str, float]) -> dict[str, float | None]:
+    """An evaluation while training: kNN, and the seconds until then, of training alone and of everything."""
+    seconds = {k: round(entry[k], 1) if k in entry else None for k in ("training_s", "total_s")}  # older versions had none
+    return {"epoch": entry["epoch"], "knn_top1": entry["eval/knn_top1"], **seconds}
+
+
 def write_summary(run: Path, facts: dict[str, Any], trainer: Any, evaluate: Any, speed: Any, data_seconds: float) -> dict[str, Any]:
     """Collect the numbers of a finished run and write summary.json. `trainer`, `evaluate` and `speed` are those of the run."""
     kept = [h for h in evaluate.history if "eval/knn_top1" in h]
@@ -86,6 +92,7 @@ def write_summary(run: Path, facts: dict[str, Any], trainer: Any, evaluate: Any,
         "steps": trainer.global_step,
         "final": {**evaluate.final, **({} if loss is None else {"loss": float(loss)})},
         "best": {"epoch": best["epoch"], "knn_top1": best["eval/knn_top1"]} if best else None,
+        "curve": [_point(h) for h in kept],
         "baselines": evaluate.baselines,
         "health": evaluate.health,
         "verdict": evaluate.verdict,
