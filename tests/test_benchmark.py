@@ -495,7 +495,9 @@ def test_a_slip_is_told_before_torch(tmp_path, words, answer):
     assert answer in done.stderr
 
 
-SUITES = [pytest.param(f, marks=[pytest.mark.slow] if f.stem.startswith("cifar10_") else []) for f in (ROOT / "conf" / "suite").glob("*.yaml")]
+SUITES = [
+    pytest.param(f, marks=[pytest.mark.slow] if f.stem.startswith("cifar10_") else []) for f in (ROOT / "conf" / "suite").glob("*.yaml")
+]
 
 
 @pytest.mark.parametrize("file", SUITES, ids=lambda f: f.stem)

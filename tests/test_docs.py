@@ -16,6 +16,7 @@ from conftest import ROOT
 from ssl_zoo.config import compose, plain
 from ssl_zoo.fingerprint import config_hash
 from ssl_zoo.reports.html import table
+from ssl_zoo.suite import load_suite
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -155,3 +156,72 @@ def test_the_table_of_the_benchmark_page_is_that_of_its_runs():
         for column in ("eval_knn_top1", "eval_linear_top1", "eval_linear_top5", "online_linear_top1"):
             values = [float(r[column]) for r in runs if r["method"] == method]
             assert f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" in line, (method, column)
+
+
+# ---------------------------------------------------------------------------------------------- CIFAR-10
+def _results():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import results
+
+    return results
+
+
+SUITES = {f.stem: json.loads(f.read_text()) for f in sorted((ROOT / "docs/results").glob("cifar10_*.json"))}
+TABLES = {k: v for k, v in SUITES.items() if not v[0]["data"]["held_out"]}
+
+
+def test_the_page_of_cifar10_is_that_of_its_results():
+    """Else: python benchmarks/results.py"""
+    assert (ROOT / "docs/results.md").read_text() == _results().page()
+    assert TABLES
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_of_runs_that_the_suite_would_train(name):
+    """Every method and seed of the suite once, by the config of today, without a look at test images for their settings."""
+    suite = load_suite(name, [], [])
+    for cell in suite.cells:
+        method = cell.config["method"]["_target_"].split(".")[2]
+        own = [r for r in TABLES[name] if (r["method"], r["seed"]) == (method, cell.seed)]
+        assert len(own) == 1, (cell.name, cell.seed)
+        assert own[0]["epochs"] == cell.config["epochs"]
+        assert own[0]["global_batch"] == cell.config["batch_size"]
+        assert own[0]["commit"]
+        assert "dirty" not in own[0]["commit"]
+    assert len(TABLES[name]) == len(suite.cells)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_method_is_clearly_above_the_untrained_backbone_and_none_collapsed(name):
+    """By five standard errors of 10,000 images, for each seed; below the supervised anchor of the same seed."""
+    runs = TABLES[name]
+    untrained = {r["seed"]: r["baselines"]["untrained"]["knn_top1"] for r in runs if "untrained" in r["baselines"]}
+    top = {r["seed"]: r["final"]["knn_top1"] for r in runs if r["method"] == "supervised"}
+    for run in runs:
+        found, seed = run["final"]["knn_top1"], run["seed"]
+        assert run["verdict"].startswith("Healthy"), (run["method"], seed)
+        assert found > untrained[seed] + 5 * 0.5, (run["method"], seed)
+        assert found <= top[seed], (run["method"], seed)
+        assert run["final"]["epoch"] == run["epochs"]
+        assert run["best"]["knn_top1"] >= found
+        assert [p["epoch"] for p in run["curve"]] == sorted({p["epoch"] for p in run["curve"]})
+
+
+def test_of_seeds_the_page_tells_which_ranks_are_not_apart():
+    results = _results()
+    groups = {k: [{"final": {"knn_top1": v}} for v in seeds] for k, seeds in {"a": (50, 52), "b": (49, 51), "c": (40, 41)}.items()}
+    assert results.not_apart(groups) == ["a and b"]
+    assert results.spread([50.0, 52.0]) == "51.0 ± 1.4"
+    assert results.spread([50.04]) == "50.0"
+    assert results.spread([]) == ""
+
+
+def test_the_time_to_a_percentage_is_that_of_the_first_evaluation_that_reached_it():
+    results = _results()
+    curve = [{"epoch": e, "knn_top1": k, "training_s": 60.0 * e, "total_s": 90.0 * e} for e, k in ((1, 30.0), (2, 45.0), (3, 44.0))]
+    assert results.reached({"curve": curve}, 45) == (120.0, 180.0)
+    assert results.reached({"curve": curve}, 46) is None
+    assert results.reached({}, 40) is None
+    assert results.minutes([(120.0, 180.0)], 1) == "2.0 / 3.0"
+    assert results.minutes([(120.0, 180.0)], 3) == "2.0 / 3.0 (1 of 3)"
+    assert results.minutes([], 3) == "–"

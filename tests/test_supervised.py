@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import lightning.pytorch as L
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,3 +71,17 @@ def test_data_without_labels_are_refused():
     data = build_data(config)
     with pytest.raises(UserError, match="method=supervised learns from labels, and the training images have none"):
         build_method(config, replace(data, train=replace(data.train, labels=None, classes=None)))
+
+
+def test_it_starts_from_the_backbone_that_the_others_start_from():
+    """So that one untrained baseline is that of every method of a seed."""
+
+    def drawn(method):
+        config = compose("train", [*SMALL, f"method={method}", "recipe=none"])
+        L.seed_everything(1, verbose=False)
+        return build_method(config, build_data(config)).evaluated.state_dict()
+
+    first = drawn("supervised")
+    for method in ("simclr", "moco", "moco_v3", "byol", "simsiam", "dino", "barlow_twins", "vicreg"):
+        for key, value in drawn(method).items():
+            assert torch.equal(value, first[key]), (method, key)
