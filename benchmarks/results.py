@@ -9,7 +9,7 @@ whose runs hold training images out (data.held_out) are where settings were chos
 
 import itertools
 import json
-import re
+import shlex
 import statistics
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,6 +18,7 @@ from typing import Any
 
 from harness import table
 
+from ssl_zoo.fingerprint import group_hash
 from ssl_zoo.reports.collect import Run, collect
 from ssl_zoo.reports.published import published
 
@@ -25,20 +26,30 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs/results.md", ROOT / "docs/results"
 KEPT = ("name", "command", "config_hash", "seed", "epochs", "steps", "global_batch", "final", "best", "curve", "baselines", "health",
         "verdict", "evaluation", "seconds", "speed", "versions", "commit")  # fmt: skip
-PLACES = re.compile(r"\s*(dataset\.path|run|out|data\.cache)=\S+")  # of this machine
-ORDER = ("supervised", "simclr", "moco", "moco_v3", "byol", "simsiam", "dino", "barlow_twins", "vicreg")
-REACHED = {"resnet18": (85, 90), "tiny": (45, 50)}  # kNN in percent of which the time is told
+PLACES = ("dataset.path", "run", "out", "data.cache")  # of a machine
+REACHED = {"resnet18": (85, 90), "tiny": (40, 45)}  # kNN in percent of which the time is told
 Found = dict[str, Any]
 
 
+def decides(config: Found) -> str:
+    """The same for all seeds of a config, wherever its data lie."""
+    return group_hash({**config, "dataset": {**config["dataset"], "path": None}})
+
+
 def kept(run: Run, root: Path) -> Found:
-    """What of a run goes to the file: its numbers, and where in the suite it stands."""
-    folder = run.folder.relative_to(root)
+    """What of a run goes to the file: its numbers, where in the suite it stands, and what it was trained with."""
     found = {k: run.summary[k] for k in KEPT if k in run.summary}
-    variant = folder.parts[0].partition("+")[2]
-    data = {k: run.summary["data"][k] for k in ("train", "test", "held_out") if k in run.summary["data"]}
-    method = str(run.config["method"]["_target_"]).split(".")[2]
-    return {"method": method, "variant": variant, **found, "command": PLACES.sub("", found["command"].splitlines()[0]), "data": data}
+    words = shlex.split(found["command"].splitlines()[0])
+    command = shlex.join(w for w in words if w.partition("=")[0] not in PLACES)
+    data = {k: run.summary["data"][k] for k in ("train", "test", "held_out")}
+    place = {
+        "method": str(run.config["method"]["_target_"]).split(".")[2],
+        "variant": run.folder.relative_to(root).parts[0].partition("+")[2],
+    }
+    settings = {k: run.config[k] for k in ("method", "optimizer", "batch_size")}
+    crops = {v: run.config["augment"][v]["crop"]["scale"] for v in ("view1", "view2")}
+    shown = {"knn": run.config["evaluation"]["knn"], "settings": settings | {"crop_scale": crops}, "decides": decides(run.config)}
+    return {**place, **found, "command": command, "data": data, **shown}
 
 
 def write(root: Path) -> Path:
@@ -49,14 +60,19 @@ def write(root: Path) -> Path:
     if not runs:
         sys.exit(f"{root} holds no finished run: train them with ssl-zoo benchmark suite={root.name}.")
     file = RESULTS / f"{root.name}.json"
-    lines = (json.dumps(kept(run, root)) for run in runs)
+    found = [kept(run, root) for run in runs]
+    for name, group in grouped(found).items():
+        if len({r["decides"] for r in group}) > 1 or len({r["seed"] for r in group}) < len(group):
+            folders = ", ".join(str(run.folder) for run, r in zip(runs, found, strict=True) if r in group)
+            sys.exit(f"{name} was trained with several configs: keep those of one and move the others away ({folders}).")
+    lines = (json.dumps(r) for r in found)
     file.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
     return file
 
 
 # ---------------------------------------------------------------------------------------------- numbers
 def grouped(runs: Iterable[Found]) -> dict[str, list[Found]]:
-    """Runs that differ in their seed only, by method and variant."""
+    """Seeds by method and variant."""
     found: dict[str, list[Found]] = {}
     for run in runs:
         found.setdefault(run["method"] + (f" ({run['variant']})" if run["variant"] else ""), []).append(run)
@@ -117,12 +133,13 @@ def page() -> str:
 def suite(name: str, runs: list[Found]) -> str:
     """A table of final numbers, ranked, between its two anchors."""
     groups, first = grouped(runs), runs[0]
-    backbone = next(b for b in REACHED if f"_{b}_" in first["name"])
+    backbone = first["name"].removeprefix(f"{first['method']}_").rpartition("_")[0]
     ranked = sorted(groups, key=lambda k: -statistics.fmean(values(groups[k], "final", "knn_top1")))
     rows = [row(k, groups[k], backbone) for k in ranked]
-    untrained, raw = (values(runs, "baselines", b, "knn_top1") for b in ("untrained", "raw_pixels"))
-    rows += [{**dict.fromkeys(rows[0], ""), "method": label, "kNN, final": spread(found)} for label, found in
-             (("raw pixels", raw[:1]), ("untrained backbone", untrained)) if found]  # fmt: skip
+    for label, key in (("raw pixels", "raw_pixels"), ("untrained backbone", "untrained")):
+        found = {r["seed"]: r["baselines"][key]["knn_top1"] for r in runs if key in r["baselines"]}  # the same for every method of a seed
+        alike = len(set(found.values())) == 1  # as raw pixels are
+        rows.append({**dict.fromkeys(rows[0], ""), "method": label, "kNN, final": spread(list(found.values())[: 1 if alike else None])})
     seeds = sorted({r["seed"] for r in runs})
     text = f"""## {name}
 
@@ -143,7 +160,7 @@ def row(name: str, runs: list[Found], backbone: str) -> Found:
     final, best = values(runs, "final", "knn_top1"), values(runs, "best", "knn_top1")
     known = [p for p in published(runs[0]["method"], backbone, "cifar10") if p.metric == "kNN" and p.epochs == runs[0]["epochs"]]
     top = max((p.value for p in known), default=None)
-    times = {p: [t for r in runs if (t := reached(r, p)) is not None] for p in REACHED[backbone]}
+    times = {p: [t for r in runs if (t := reached(r, p)) is not None] for p in REACHED.get(backbone, ())}
     return {
         "method": name,
         "kNN, final": spread(final),
@@ -173,12 +190,15 @@ def full_table(files: dict[str, list[Found]]) -> Iterator[str]:
     lacking = [s for s in ("cifar10_resnet18_200ep", "cifar10_resnet18_800ep") if s not in files]
     if not lacking:
         return
-    peers = json.loads((RESULTS / "peers-resnet18-cpu.json").read_text(encoding="utf-8"))
+    file = RESULTS / "peers-resnet18-cpu.json"
+    if not file.is_file():
+        sys.exit(f"{file} is missing, which says how long the other tables take: python benchmarks/peers.py ... --backbone resnet18.")
+    peers = json.loads(file.read_text(encoding="utf-8"))
     hours = peers["minutes_per_200_epochs"]["ssl_zoo"] / 60
     yield f"""## Not measured yet
 
-{" and ".join(f"`ssl-zoo benchmark suite={s}`" for s in lacking)} are there, and no GPU was at hand to run
-them. What they take: SimCLR with ResNet-18 trains {peers["images_per_s"]["ssl_zoo"]:,.0f} images/s on the CPU of
+{" and ".join(f"`ssl-zoo benchmark suite={s}`" for s in lacking)} are there for a GPU, and have not been
+run. What they take: SimCLR with ResNet-18 trains {peers["images_per_s"]["ssl_zoo"]:,.0f} images/s on the CPU of
 [results/peers-resnet18-cpu.json](results/peers-resnet18-cpu.json), so that 200 epochs would take it {hours:,.0f} hours. Elsewhere the
 minutes are 200 x 50,000 / 60 / (images/s), and the first epoch of any run tells its images/s. Nine runs make a table; those of 800 epochs
 take four times as long. `--cfg job` lists them, the same command goes on after an interruption, and `method=` and `seed=` choose.
@@ -187,15 +207,17 @@ take four times as long. `--cfg job` lists them, the same command goes on after 
 
 def choices(name: str, runs: list[Found]) -> str:
     """What was tried for each method, and what it gave on images that were held out of train."""
-    first = runs[0]
+    first, seeds = runs[0], sorted({r["seed"] for r in runs})
+    (k, temperature), count = first["knn"].values(), first["data"]["test"]
     rows = []
-    for method in sorted({r["method"] for r in runs}, key=ORDER.index):
+    for method in sorted({r["method"] for r in runs}):
         own = sorted((r for r in runs if r["method"] == method), key=lambda r: -r["final"]["knn_top1"])
         rows += [{"method": method, "change": r["variant"], "epochs": str(r["epochs"]), "kNN": f"{r['final']['knn_top1']:.1f}",
                   "rank": f"{r['health']['effective_rank']:.0f}", "verdict": r["verdict"].partition(":")[0]} for r in own]  # fmt: skip
-    return f"""[results/{name}.json](results/{name}.json): kNN (k=200, T=0.1) on {first["data"]["test"]:,} training images that
-were held out (`data.held_out={first["data"]["test"]}`), {first["data"]["train"]:,} to train on, final epoch, one seed; its standard error
-is 0.7. The commands are in the file.
+    error = 100 * max((p * (1 - p) / count) ** 0.5 for p in (r["final"]["knn_top1"] / 100 for r in runs))
+    return f"""[results/{name}.json](results/{name}.json): kNN (k={k}, T={temperature}) on {count:,} training images that were
+held out (`data.held_out={count}`), {first["data"]["train"]:,} to train on, final epoch, seed {", ".join(map(str, seeds))}; a number has a
+standard error of at most {error:.1f}. The commands and what they came to are in the file.
 
 {table(rows)}"""
 

@@ -23,7 +23,7 @@ from harness import arguments, facts, medians, now, ratio, timed, words_for, wri
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from ssl_zoo.build import build_captions, build_data, build_method, build_tokens, build_trainer, precision
+from ssl_zoo.build import build_data, build_method, build_tokens, build_trainer, data_for, precision
 from ssl_zoo.callbacks.guard import Guard
 from ssl_zoo.callbacks.health import Health
 from ssl_zoo.callbacks.place import Place
@@ -106,7 +106,7 @@ def main() -> None:
     config = compose("train", [*options.set, "epochs=1000000", "trainer.devices=1", "+trainer.enable_checkpointing=false"])
     config.trainer.accelerator = "gpu" if options.device == "cuda" else "cpu"
     config.augment.compile = True if config.augment.compile == "auto" else config.augment.compile
-    data = build_captions(config, build_data(config))
+    data = data_for(config, build_data(config))
     method = build_method(config, data)
     loaders = [
         Loader(data.train, config.batch_size, config.seed, options.device, resident=config.data.resident, gather=False,

@@ -111,9 +111,11 @@ def precision(config: DictConfig) -> str | int:
 def build_method(config: DictConfig, data: Data) -> Method:
     size = data.train.image_size
     backbone = build(config, "backbone", image_size=size)
-    views = [*resolve_all(plain(config.augment), size), *(resolve_early(plain(config.augment), size) or [])]
-    for other in {view.size for view in views} - {size}:
+    asked = plain(config.augment)
+    for other in {view.size for view in resolve_all(asked, size)} - {size}:
         try_size(backbone, "This backbone", other, "set augment.local.size, augment.local_crops=0 or another backbone")
+    if asked.get("early_size"):
+        try_size(backbone, "This backbone", asked["early_size"], "set another augment.early_size, or null")
     backbone = backbone.to(memory_format=torch.channels_last)
     return build(
         config,
@@ -132,16 +134,23 @@ def _classes(config: DictConfig, data: Data) -> dict[str, int]:
     """What a method that learns from labels is told of them."""
     if "num_classes" not in config.method:
         return {}
-    if not len(data.train.labelled):
-        raise UserError("method=supervised learns from labels, and the training images have none: choose another method or dataset.")
     asked, there = config.method.num_classes, data.train.num_classes
+    if there < 2 or not len(data.train.labelled):
+        raise UserError(
+            f"This method learns from labels (method.num_classes), and the training images have {there or 'none'}"
+            f"{' class' if there else ''}: choose another method or dataset."
+        )
     if asked is not None and asked < there:
         raise UserError(f"method.num_classes={asked} is less than the {there} classes of the data set: use null, or at least {there}.")
     return {"num_classes": asked or there}
 
 
-def build_captions(config: DictConfig, data: Data) -> Data:
-    """For a method with words, the training images that have captions, which are cleaned; with prompts the test images have them too."""
+def data_for(config: DictConfig, data: Data) -> Data:
+    """For a method with words, the training images that have captions, which are cleaned; with prompts the test images have them too. For
+    one that learns from labels, those that have labels.
+    """
+    if "num_classes" in config.method:
+        return replace(data, train=data.train.only_labelled())
     if "text" not in config.method:
         return data
     train, counts = captioned(data.train, config.data.prompts, dataset_name(config))

@@ -55,6 +55,8 @@ def evaluate_all(config: DictConfig, trained: DictConfig | None, wanted: dict[st
             for note in () if number else e.others[other].notes:  # type: ignore[attr-defined]
                 print(note)
         about = {"dataset": name or dataset_name(trained), "path": _path(asked)}  # type: ignore[arg-type]
+        if trained and "dataset" not in asked and trained.data.held_out:
+            about["held_out_of_train"] = True  # what is judged on
         result = evaluate(e, {**judged.about, **about})
         folder = judged_folder(config)
         if not number and not (folder / "figures" / "data.npz").is_file():  # a run's are made when it ends

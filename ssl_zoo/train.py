@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as L
 from omegaconf import DictConfig
 
-from ssl_zoo.build import build_captions, build_data, build_method, build_tokens, build_trainer
+from ssl_zoo.build import build_data, build_method, build_tokens, build_trainer, data_for
 from ssl_zoo.callbacks.checkpoint import Checkpoints, onward, unwritten
 from ssl_zoo.callbacks.evaluate import Evaluate, Judge
 from ssl_zoo.callbacks.guard import Guard
@@ -57,7 +57,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     file, state = readable_checkpoint(resume) if resume else (None, {})
     started = time.perf_counter()
     L.seed_everything(config.seed, verbose=False)
-    data = build_captions(config, build_data(config))
+    data = data_for(config, build_data(config))
     if config.dataset.get("decoded") == "auto":  # a resumed run must not decide anew: the order of an epoch depends on it
         config.dataset.decoded = not isinstance(data.train.pixels, OnDemand)
     method = build_method(config, data)

@@ -1,10 +1,13 @@
 """Both engines against torchvision on PIL images: same meaning, same statistics."""
 
+from dataclasses import replace
+
 import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -13,6 +16,7 @@ from ssl_zoo.augment.kornia_engine import KorniaEngine
 from ssl_zoo.augment.spec import pick, resolve, resolve_all, resolve_early
 from ssl_zoo.build import build_augment, build_data, build_method
 from ssl_zoo.config import compose, conf_dir, plain
+from ssl_zoo.data.loader import Loader
 from ssl_zoo.data.shapes import Shapes
 from ssl_zoo.errors import UserError
 
@@ -144,23 +148,51 @@ def test_tables_by_view_size():
 def test_early_views_are_smaller_and_local_ones_are_not():
     augment = plain(compose("train", ["augment.local_crops=2"]).augment)
     assert resolve_early(augment, 32) is None
-    assert [v.size for v in resolve_early(augment | {"early_size": 24}, 32)] == [24, 24, 16, 16]
-    for size in (32, 40):
-        with pytest.raises(UserError, match=rf"early_size={size} is not below the 32 px"):
+    small = resolve_early(augment | {"early_size": 24}, 32)
+    assert [v.size for v in small] == [24, 24, 16, 16]
+    assert replace(small[0], size=32) == resolve_all(augment, 32)[0]
+    photo = resolve_early(augment | {"early_size": 112}, 224)[0]  # with the blur of its full size, and a kernel of its share
+    assert (photo.blur_p, photo.interpolation, photo.blur_kernel) == (0.5, "bicubic", 11)
+    for size, answer in ((32, "not below the 32 px of the views"), (40, "not below"), (16, "not above the 16 px of local views")):
+        with pytest.raises(UserError, match=f"early_size={size} is {answer}"):
             resolve_early(augment | {"early_size": size}, 32)
     with pytest.raises(UserError, match="early_size=32 is not below the 32 px"):
         compose("train", ["augment.early_size=32"])
 
 
-def test_views_grow_when_their_share_of_training_is_done():
-    """By the number of the batch alone, also with accumulation; what is judged and pictured has full size."""
-    words = ["augment.early_size=16", "augment.early_share=0.5", "dataset.train_size=64", "dataset.test_size=8", "batch_size=8"]
-    config = compose("train", [*words, "trainer.accelerator=cpu", "trainer.accumulate_grad_batches=2"])
+class Sizes(Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.seen.append(batch["views"][0].shape[-1])
+
+
+@pytest.mark.parametrize(
+    ("share", "options", "small", "batches"),
+    [
+        (0.5, {"max_epochs": 2}, 10, 20),
+        (0.0, {"max_epochs": 2}, 0, 20),
+        (1.0, {"max_epochs": 2}, 20, 20),
+        (0.6, {"max_epochs": 2, "accumulate_grad_batches": 20}, 12, 20),  # one step an epoch
+        (0.9, {"max_epochs": 2, "accumulate_grad_batches": 4}, 18, 20),  # three, the last of two batches
+        (0.5, {"max_epochs": 9, "max_steps": 8}, 4, 8),
+    ],
+)
+def test_views_grow_when_their_share_of_training_is_done(share, options, small, batches):
+    config = compose("train", ["augment.early_size=16", f"augment.early_share={share}", "dataset.train_size=80", "dataset.test_size=8",
+                               "batch_size=8", "trainer.accelerator=cpu", "recipe=none", "method.hidden_dim=16"])  # fmt: skip
     data = build_data(config)
-    method = build_method(config, data)
-    method.trainer = L.Trainer(accelerator="cpu", accumulate_grad_batches=2, logger=False, enable_checkpointing=False)
-    method.steps_total = 10
-    batch = {"image": data.train.pixels[:8]}
-    assert [method.make_views(dict(batch), n)["views"][0].shape[-1] for n in (0, 9, 10, 19)] == [16, 16, 32, 32]
-    assert [v.shape[-1] for v in method.augment(data.train.pixels[:8], 0)] == [32, 32]
+    method, sizes = build_method(config, data), Sizes()
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                        enable_model_summary=False, callbacks=[sizes], **options)  # fmt: skip
+    trainer.fit(method, Loader(data.train, 8, 0))
+    assert sizes.seen == [16] * small + [32] * (batches - small)
+    assert [v.shape[-1] for v in method.augment(data.train.pixels[:8], 0)] == [32, 32]  # what is judged and pictured
     assert isinstance(build_augment(config, 32, data), FusedEngine)  # of preview
+
+
+def test_a_backbone_that_takes_no_smaller_views_is_told_at_once():
+    config = compose("train", ["augment.early_size=25", "backbone=vit_t", "dataset.train_size=8", "dataset.test_size=8"])
+    with pytest.raises(UserError, match=r"set another augment\.early_size"):
+        build_method(config, build_data(config))

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ssl_zoo import verbs
-from ssl_zoo.build import build_captions, build_data, build_method, build_tokens
+from ssl_zoo.build import build_data, build_method, build_tokens, data_for
 from ssl_zoo.classify import classify_config
 from ssl_zoo.cli import main
 from ssl_zoo.config import compose, plain
@@ -102,7 +102,7 @@ def test_captions_are_counted_in_the_summary(here, capsys):
     config = load_run(here / "clip")
     data = build_data(config)
     said = [["&nbsp;", "a star"], [], ["star " * 40, "a ring"]] + [["a ring"]] * (len(data.train) - 3)
-    data = build_captions(config, replace(data, train=replace(data.train, captions=said)))
+    data = data_for(config, replace(data, train=replace(data.train, captions=said)))
     assert data.captions == Counts(images=95, captions=96, empty=1, without=1)
     assert build_tokens(build_method(config, data), data.train).cut == 1
     assert "captions      1 of 96 are cut at 24 tokens" in capsys.readouterr().out

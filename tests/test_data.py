@@ -20,6 +20,7 @@ from ssl_zoo.data import pixels as D
 from ssl_zoo.data.downloads import Torchvision
 from ssl_zoo.data.folder import Files, Folder
 from ssl_zoo.data.loader import Loader
+from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.data.parquet import Parquet, Rows
 from ssl_zoo.data.shapes import Shapes
 from ssl_zoo.errors import UserError
@@ -419,19 +420,35 @@ def test_held_out_images_take_the_place_of_the_test_split():
     assert not them & {x.numpy().tobytes() for x in data.train.pixels}
 
 
-@pytest.mark.parametrize("columns", [("image", "label"), ("img", "fine_label")])
-def test_cifar_is_read_from_parquet_files(tmp_path, columns):
-    """As the hub has them, CIFAR-100 with columns of other names."""
-    for split, rows in (("train", 4), ("test", 2)):
-        image = [{"bytes": picture((10 * i, 0, 0), size=(32, 32)), "path": None} for i in range(rows)]
-        table = pa.table({columns[0]: image, columns[1]: [i % 2 for i in range(rows)]})
-        pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
-    source = Torchvision("CIFAR100", str(tmp_path), cache=str(tmp_path / "cache"))
-    assert [source.load(s).pixels.shape for s in ("train", "test")] == [(4, 3, 32, 32), (2, 3, 32, 32)]
-    assert source.load("train").labels.tolist() == [0, 1, 0, 1]
-    (tmp_path / "train-00000-of-00001.parquet").write_bytes(b"PAR1 and no more")
+def hub(folder, classes, image, label):
+    """A data set of one training image for each class and two test images, in columns as the hub calls them."""
+    for split, rows in (("train", classes), ("test", 2)):
+        pictures = [{"bytes": picture((i, 0, 0), size=(32, 32)), "path": None} for i in range(rows)]
+        table = pa.table({image: pictures, label: list(range(rows))})
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize(("name", "classes", "image", "label"), [("CIFAR10", 10, "img", "label"), ("CIFAR100", 100, "image", "fine_label")])
+def test_cifar_is_read_from_parquet_files(tmp_path, name, classes, image, label):
+    hub(tmp_path / "data" / "plain_text", classes, image, label)
+    source = Torchvision(name, str(tmp_path / "data"), cache=str(tmp_path / "cache"))
+    assert [source.load(s).pixels.shape for s in ("train", "test")] == [(classes, 3, 32, 32), (2, 3, 32, 32)]
+    assert source.load("train").labels.tolist() == list(range(classes))
+    late = Torchvision(name, str(tmp_path / "data"), cache=str(tmp_path / "cache"), decoded=False)
+    assert isinstance(late.load("train").pixels, OnDemand)
+    other = {"CIFAR10": "CIFAR100", "CIFAR100": "CIFAR10"}[name]
+    with pytest.raises(UserError, match=f"files of {classes} classes, and {other} has"):
+        Torchvision(other, str(tmp_path / "data"), cache=str(tmp_path / "cache")).load("train")
+    (tmp_path / "data/plain_text/test-00000-of-00001.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match="cannot be read as parquet"):
-        Torchvision("CIFAR100", str(tmp_path), cache=str(tmp_path / "cache")).load("test")
+        Torchvision(name, str(tmp_path / "data"), cache=str(tmp_path / "cache")).load("test")
+
+
+def test_parquet_files_beside_a_download_are_another_data_set(tmp_path):
+    hub(tmp_path / "flowers", 10, "image", "label")
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert Torchvision("CIFAR10", str(tmp_path)).parquet is None
 
 
 def test_downloads_say_what_to_do_offline(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssl_zoo.build import build_data, build_method
+from ssl_zoo.build import build_data, build_method, data_for
 from ssl_zoo.config import compose
 from ssl_zoo.errors import UserError
 from ssl_zoo.methods.supervised import Supervised, cross_entropy
@@ -69,8 +69,19 @@ def test_the_number_of_classes_is_that_of_the_data():
 def test_data_without_labels_are_refused():
     config = compose("train", SMALL)
     data = build_data(config)
-    with pytest.raises(UserError, match="method=supervised learns from labels, and the training images have none"):
-        build_method(config, replace(data, train=replace(data.train, labels=None, classes=None)))
+    for labels, answer in ((None, "have none"), (torch.zeros(40, dtype=torch.long), "have 1 class")):
+        few = replace(data.train, labels=labels, classes=None)
+        with pytest.raises(UserError, match=f"This method learns from labels .*{answer}"):
+            build_method(config, data_for(config, replace(data, train=few)))
+
+
+def test_only_labelled_images_are_trained_on():
+    config = compose("train", SMALL)
+    data = build_data(config)
+    labels = torch.where(torch.arange(40) % 4 == 0, data.train.labels, -1)
+    assert len(data_for(config, replace(data, train=replace(data.train, labels=labels))).train) == 10
+    config = compose("train", [w for w in SMALL if "method" not in w])
+    assert len(data_for(config, replace(data, train=replace(data.train, labels=labels))).train) == 40
 
 
 def test_it_starts_from_the_backbone_that_the_others_start_from():

@@ -221,7 +221,7 @@ def suites(method: str) -> str:
     """What the tables of docs/results.md say of it."""
     found = []
     for file in sorted((ROOT / "docs/results").glob("cifar10_*.json")):
-        runs = [r for r in load(f"docs/results/{file.name}") if r["method"] == method and not r["data"].get("held_out")]
+        runs = [r for r in load(f"docs/results/{file.name}") if r["method"] == method and not (r["variant"] or r["data"]["held_out"])]
         if not runs:
             continue
         first = runs[0]
@@ -231,7 +231,8 @@ def suites(method: str) -> str:
         text = f"""[{file.name}](../results/{file.name}), see [Measured on CIFAR-10](../results.md): backbone `{backbone}`,
             {first["data"]["train"]:,} training images of CIFAR-10, {first["epochs"]} epochs,
             {"seeds" if len(runs) > 1 else "seed"} {seeds}, final epoch:
-            kNN top-1 {scores["knn_top1"]:.1f} % (k=200, T=0.1), linear probe {scores["linear_top1"]:.1f} %."""
+            kNN top-1 {scores["knn_top1"]:.1f} % (k={first["knn"]["k"]},
+            T={first["knn"]["temperature"]}), linear probe {scores["linear_top1"]:.1f} %."""
         found.append(paragraph(text, bullet=True))
     return "".join(found)
 

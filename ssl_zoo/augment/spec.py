@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ssl_zoo.errors import UserError
@@ -129,13 +129,22 @@ def resolve_all(augment: Mapping[str, Any], image_size: int) -> list[View]:
 
 
 def resolve_early(augment: Mapping[str, Any], image_size: int) -> list[View] | None:
-    """The views of the first part of training, smaller than those of `resolve_all`; None where conf/augment asks for no such part."""
+    """The views of the first part of training: those of `resolve_all`, the global ones with fewer pixels; None where conf/augment asks for
+    no such part.
+    """
     if (early := augment.get("early_size")) is None:  # which runs of older versions lack
         return None
-    size = resolve_all(augment, image_size)[0].size
-    if early >= size:
-        raise UserError(f"augment.early_size={early} is not below the {size} px of the views: choose a smaller one, or null.")
-    return resolve_all({k: {**v, "size": early} if k in ("view1", "view2") and v else v for k, v in augment.items()}, image_size)
+    first, *others = resolve_all(augment, image_size)
+    if early >= first.size:
+        raise UserError(f"augment.early_size={early} is not below the {first.size} px of the views: choose a smaller one, or null.")
+    if others and early <= others[-1].size < first.size:
+        raise UserError(f"augment.early_size={early} is not above the {others[-1].size} px of local views: choose a larger one, or null.")
+
+    def smaller(view: View) -> View:
+        kernel = max(3, int(view.blur_kernel * early / view.size) // 2 * 2 + 1)
+        return replace(view, size=early, blur_kernel=kernel) if view.size == first.size else view
+
+    return [smaller(view) for view in (first, *others)]
 
 
 def local_size(image_size: int) -> int:

@@ -13,30 +13,35 @@ from ssl_zoo.data.images import Images
 from ssl_zoo.data.parquet import Parquet
 from ssl_zoo.errors import UserError
 
+CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "STL10": 10}
+
 
 class Torchvision:
     """A torchvision dataset of equal-sized images by its class name: CIFAR10, CIFAR100 or STL10 (whose train split adds its
     100,000 unlabelled images). path: where the download lies or goes, or a folder of parquet files of it; None = <cache>/downloads.
+    decoded: as for `decode`, of parquet files.
     """
 
-    def __init__(self, name: str, path: str | None = None, image_size: int = 32, cache: str | None = None):
-        if name not in ("CIFAR10", "CIFAR100", "STL10"):
+    def __init__(
+        self, name: str, path: str | None = None, image_size: int = 32, cache: str | None = None, decoded: bool | str = "auto"
+    ) -> None:
+        if name not in CLASSES:
             raise UserError(f"dataset.name={name} does not work: it takes CIFAR10, CIFAR100 or STL10.")
         self.name, self.image_size = name, image_size
         self.path = Path(path).expanduser() if path else cache_dir(cache) / "downloads"
-        self.parquet = self._parquet(cache) if path else None
+        self.parquet = self._parquet(cache, decoded) if path else None
 
     def load(self, split: str) -> Images:
         """The "train" or "test" images."""
         if self.parquet:
-            return self.parquet.load(split)
+            return self._checked(self.parquet.load(split))
         options = {"split": "train+unlabeled" if split == "train" else "test"} if self.name == "STL10" else {"train": split == "train"}
         try:
             data = getattr(D, self.name)(root=str(self.path), download=True, **options)
         except (OSError, RuntimeError) as e:  # URLError is an OSError
             raise UserError(
                 f"{self.name} is not in {self.path} and cannot be downloaded ({str(e).splitlines()[0]}): connect once, set dataset.path "
-                f"to a folder that holds torchvision's download, or use dataset=parquet dataset.path=..."
+                f"to a folder that holds torchvision's download, or parquet files of {self.name}."
             ) from e
         array = data.data if self.name == "STL10" else data.data.transpose(0, 3, 1, 2)
         labels = np.asarray(data.labels if self.name == "STL10" else data.targets, dtype=np.int64)
@@ -45,13 +50,25 @@ class Torchvision:
             raise UserError(f"{self.name} has images of {pixels.shape[-1]} px: set dataset.image_size={pixels.shape[-1]}.")
         return Images(pixels, torch.from_numpy(labels), list(data.classes), self.image_size)
 
-    def _parquet(self, cache: str | None) -> Parquet | None:
-        """The parquet files below `path`, whose columns have several names on the hub; None where there are none."""
-        if (file := next(iter(sorted(self.path.rglob("*.parquet"))), None)) is None:
+    def _parquet(self, cache: str | None, decoded: bool | str) -> Parquet | None:
+        """The parquet files in `path` or in folders there, whose columns have several names on the hub; None where there are none, or
+        where torchvision's own download lies.
+        """
+        files = sorted([*self.path.glob("*.parquet"), *self.path.glob("*/*.parquet")])
+        if not files or (self.path / getattr(D, self.name).base_folder).is_dir():
             return None
         try:
-            names = pq.read_schema(file).names
+            names = pq.read_schema(files[0]).names
         except (pa.ArrowException, OSError):  # Parquet says so
             names = []
         image, label = (next((n for n in known if n in names), known[0]) for known in (("image", "img"), ("label", "fine_label")))
-        return Parquet(str(self.path), self.image_size, image, label, cache=cache)
+        return Parquet(str(self.path), self.image_size, image, label, cache=cache, decoded=decoded)
+
+    def _checked(self, images: Images) -> Images:
+        """Refuses parquet files of something else, whose numbers would stand under the name of this data set."""
+        if images.num_classes != CLASSES[self.name]:
+            raise UserError(
+                f"dataset.path={self.path} holds parquet files of {images.num_classes} classes, and {self.name} has {CLASSES[self.name]}: "
+                f"use dataset=parquet for other images."
+            )
+        return images

@@ -45,7 +45,8 @@ class Images:
         """The images without `count` labelled ones, and these; where there are no labels, any. Fixed, whatever the seed of the run."""
         known = torch.arange(len(self)) if self.labels is None else (self.labels >= 0).nonzero()[:, 0]
         if count >= len(known):
-            raise UserError(f"data.held_out={count} leaves none of the {len(known)} training images with a label: choose fewer.")
+            whose = "" if self.labels is None else " with a label"
+            raise UserError(f"data.held_out={count} leaves none of the {len(known)} training images{whose}: choose fewer.")
         apart = known[_shuffled(len(known))[:count]].sort().values
         rest = torch.ones(len(self), dtype=torch.bool)
         rest[apart] = False

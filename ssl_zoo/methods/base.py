@@ -43,6 +43,7 @@ class Method(L.LightningModule):
         self.optimizer_config = optimizer
         self.batch_size, self.seed, self.sync_bn = batch_size, seed, sync_bn
         self.steps_done, self.steps_total = 0, 1  # optimizer steps
+        self.batches_total = 1.0  # of this rank
         self.left_out = False  # set by a guard for an optimizer step that is not taken
         self._unseen = False  # whether an optimizer step was taken that before_step has yet to follow
 
@@ -97,17 +98,13 @@ class Method(L.LightningModule):
         return self.make_views(batch, self.trainer.fit_loop.total_batch_idx)
 
     def make_views(self, batch: dict[str, Any], number: int) -> dict[str, Any]:
-        """Adds the "views" of the batch that follows batch `number` of this run on this rank, each time the same."""
+        """Adds the "views" of the batch that follows batch `number` (-1: of the first) of this run on this rank, each time the same."""
         if self.augment is not None and "views" not in batch:
             drawn = fold_seed("augment", self.seed, self.global_rank, number)
-            augment = self.augment.at(self.batches_seen(number)) if isinstance(self.augment, Early) else self.augment
+            augment = self.augment.at((number + 1) / self.batches_total) if isinstance(self.augment, Early) else self.augment
             views = augment(batch["image"], drawn) if "image" in batch else augment(batch["pixels"], drawn, batch["index"])
             batch["views"] = [v if v.dtype == torch.bfloat16 else v.to(self.dtype) for v in views]
         return batch
-
-    def batches_seen(self, number: int) -> float:
-        """Share of training done before the batch that follows batch `number`, 0 to 1."""
-        return number / max(1, self.steps_total * self.trainer.accumulate_grad_batches)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         self.steps_done = self.trainer.global_step
@@ -152,6 +149,12 @@ class Method(L.LightningModule):
 
     def on_train_start(self) -> None:
         self.steps_total = int(self.trainer.estimated_stepping_batches)
+        self.batches_total = self.steps_total * self.trainer.num_training_batches / self.steps_per_epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch, whose last may be of fewer batches than the others."""
+        return -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)
 
     def fixed_lr_modules(self) -> tuple[nn.Module, ...]:
         """Modules whose learning rate stays at its peak (SimSiam's predictor)."""
@@ -166,8 +169,7 @@ class Method(L.LightningModule):
         scale = self.global_batch / 256 if c.get("scale_lr", True) else 1.0
         optimizer = build_optimizer(self, c, scale, self.fixed_lr_modules(), fused)
         optimizer.register_step_post_hook(self._step_taken)
-        per_epoch = -(-self.trainer.num_training_batches // self.trainer.accumulate_grad_batches)  # an epoch's last step may be of fewer
-        shape = schedule(c, total, per_epoch)
+        shape = schedule(c, total, self.steps_per_epoch)
         rules = [(lambda step: 1.0) if g["fixed_lr"] else shape for g in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rules), "interval": "step"}}
 

@@ -12,6 +12,10 @@ def told(results: list[dict[str, Any]]) -> str:
     return "\n".join(f"{key:15}{value}" for r in results for key, value in lines(r))
 
 
+def _split(r: dict[str, Any]) -> str:
+    return "held-out" if r.get("held_out_of_train") else "test"
+
+
 def _row(r: dict[str, Any]) -> str:
     cells = f"{_number(r.get('top1')):>8}  {_interval(r.get('top1_interval')):>14}  {_number(r.get('top5')):>8}"
     return f"{cells}  {r['train_images']:>8,}  {r['test_images']:>7,}  {len(r['classes']):>7}"
@@ -19,7 +23,7 @@ def _row(r: dict[str, Any]) -> str:
 
 def lines(r: dict[str, Any]) -> list[tuple[str, str]]:
     """(what, value) of one result: the numbers of its protocol, and how they were measured."""
-    found = [("protocol", f"{r['protocol']} on {r['dataset']}: {r['train_images']:,} training, {r['test_images']:,} test images")]
+    found = [("protocol", f"{r['protocol']} on {r['dataset']}: {r['train_images']:,} training, {r['test_images']:,} {_split(r)} images")]
     for one in r.get("results", []):
         if "k" in one:
             found.append((f"k={one['k']}", f"{_number(one['top1'])} %   T={one['temperature']}"))

@@ -13,8 +13,8 @@ from ssl_zoo.reports.page import printable
 
 STALE = "†"
 NOTE = (
-    "Percent of test images after the last epoch, mean ± sample standard deviation over seeds. Bold: the highest among rows of one data "
-    "set that were measured in one way."
+    "Percent of the images judged on, after the last epoch, mean ± sample standard deviation over seeds. Bold: the highest among rows of "
+    "one data set that were measured in one way."
 )
 HEAD = ("method", "backbone", "data", "batch", "epochs", "seeds")
 
