@@ -6,6 +6,7 @@ import importlib
 import json
 import random
 import re
+import shlex
 import statistics
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from ssl_zoo.config import compose, plain
 from ssl_zoo.fingerprint import config_hash
 from ssl_zoo.reports.html import table
 from ssl_zoo.suite import load_suite
+from tests.test_benchmark import write_run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -184,8 +186,8 @@ def test_a_table_is_of_runs_that_the_suite_would_train(name):
         method = cell.config["method"]["_target_"].split(".")[2]
         own = [r for r in TABLES[name] if (r["method"], r["seed"]) == (method, cell.seed)]
         assert len(own) == 1, (cell.name, cell.seed)
+        assert own[0]["decides"] == _results().decides(cell.config)
         assert own[0]["epochs"] == cell.config["epochs"]
-        assert own[0]["global_batch"] == cell.config["batch_size"]
         assert own[0]["commit"]
         assert "dirty" not in own[0]["commit"]
     assert len(TABLES[name]) == len(suite.cells)
@@ -205,6 +207,44 @@ def test_every_method_is_clearly_above_the_untrained_backbone_and_none_collapsed
         assert run["final"]["epoch"] == run["epochs"]
         assert run["best"]["knn_top1"] >= found
         assert [p["epoch"] for p in run["curve"]] == sorted({p["epoch"] for p in run["curve"]})
+
+
+def _made(tmp_path, monkeypatch, **of):
+    """What results.py writes of runs of 3 epochs that are given as {folder: (words, more of the summary)}."""
+    results = _results()
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    for folder, (words, seed) in of.items():
+        data = {"train": 50, "test": 10, "held_out": any("held_out" in w for w in words)}
+        command = shlex.join(["ssl-zoo", *words, f"seed={seed}", "run=/some/where", "dataset.path=/my data", "out=there"])
+        write_run(
+            tmp_path / "suite" / folder / f"seed{seed}",
+            tuple(words),
+            50.0 + seed,
+            seed,
+            command,
+            data=data,
+            health={"effective_rank": 9.0},
+            verdict="Healthy: so",
+        )
+    return json.loads(results.write(tmp_path / "suite").read_text())
+
+
+def test_the_file_of_a_suite_keeps_commands_without_places(tmp_path, monkeypatch):
+    words = ["epochs=3", "data.held_out=10", "optimizer.base_lr=2"]
+    (found,) = _made(tmp_path, monkeypatch, **{"simclr_tiny_shapes+twice": (words, 1)})
+    assert found["command"] == "ssl-zoo epochs=3 data.held_out=10 optimizer.base_lr=2 seed=1"
+    assert (found["method"], found["variant"], found["data"]["held_out"]) == ("simclr", "twice", True)
+    assert found["settings"]["optimizer"]["base_lr"] == 2
+    assert "kNN (k=20, T=0.07) on 10 training images" in (text := _results().choices("suite", [found]))
+    assert "| simclr | twice | 3 | 51.0 |" in text
+
+
+def test_seeds_of_different_configs_make_no_mean(tmp_path, monkeypatch):
+    alike = {f"simclr_tiny_shapes{' ' * n}": (["epochs=3"], n) for n in (0, 1)}
+    assert len({r["decides"] for r in _made(tmp_path / "a", monkeypatch, **alike)}) == 1
+    unlike = {"simclr_tiny_shapes": (["epochs=3"], 0), "simclr_tiny_shapes ": (["epochs=3", "batch_size=32"], 1)}
+    with pytest.raises(SystemExit, match="simclr was trained with several configs"):
+        _made(tmp_path / "b", monkeypatch, **unlike)
 
 
 def test_of_seeds_the_page_tells_which_ranks_are_not_apart():
