@@ -46,9 +46,11 @@ def benchmark(words: list[str], options: dict[str, str]) -> int:
     if "cfg" in options:
         return _listing(suite, root)
     failed, command = [], command_line(words, options, "benchmark")
+    before = [plan_of(cell, root) for cell in suite.cells]
+    took, left = [s for p in before if p.state == FINISHED and (s := _seconds(p.folder))], sum(p.state != FINISHED for p in before)
     for number, cell in enumerate(suite.cells, 1):
         plan = plan_of(cell, root)
-        print(f"[{number}/{len(suite.cells)}] {plan.label}: {plan.state}", flush=True)
+        print(f"[{number}/{len(suite.cells)}] {plan.label}: {plan.state}{_left(took, left) if plan.state != FINISHED else ''}", flush=True)
         for what, job in _jobs(plan, suite.protocols, options):
             code = wait(subprocess.Popen(job))
             if code < 0:
@@ -56,6 +58,9 @@ def benchmark(words: list[str], options: dict[str, str]) -> int:
             if code:
                 failed.append(f"{plan.label}{what}")
                 break
+        if plan.state != FINISHED:
+            left -= 1
+            took += [s for s in [_seconds(plan.folder)] if s]
     plans = [plan_of(cell, root) for cell in suite.cells]
     if any(p.state == FINISHED for p in plans):
         from ssl_zoo.stale import report  # after a slip in the suite is told: it imports matplotlib
@@ -64,6 +69,22 @@ def benchmark(words: list[str], options: dict[str, str]) -> int:
     done = sum(p.state == FINISHED for p in plans)
     print(f"{done} of {len(plans)} runs finished" + (f"; failed: {', '.join(failed)}. Try again with: {command}" if failed else ""))
     return 1 if failed else 0
+
+
+def _left(took: list[float], runs: int) -> str:
+    """How long so many runs may take, by the seconds of those that are finished."""
+    if not took or not runs:
+        return ""
+    minutes = max(1, round(runs * sum(took) / len(took) / 60))
+    return f" (about {f'{minutes // 60} h ' if minutes >= 60 else ''}{minutes % 60} min left for {runs} run{'s' * (runs > 1)})"
+
+
+def _seconds(run: Path) -> float:
+    """What a finished run took, 0 where its summary does not say."""
+    try:
+        return float(json.loads((run / "summary.json").read_text(encoding="utf-8"))["seconds"]["total"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 0.0
 
 
 def _listing(suite: Suite, root: Path) -> int:

@@ -19,7 +19,7 @@ from conftest import ROOT, SMOKE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_zoo.benchmark import FINISHED, RESUME, RUN, plan_of
+from ssl_zoo.benchmark import FINISHED, RESUME, RUN, _left, plan_of
 from ssl_zoo.cli import main
 from ssl_zoo.config import compose, override, parse, plain
 from ssl_zoo.errors import UserError
@@ -495,16 +495,18 @@ def test_a_slip_is_told_before_torch(tmp_path, words, answer):
     assert answer in done.stderr
 
 
-SUITES = [
-    pytest.param(f, marks=[pytest.mark.slow] if f.stem.startswith("cifar10_") else []) for f in (ROOT / "conf" / "suite").glob("*.yaml")
-]
+SUITES = [pytest.param(f, marks=[pytest.mark.slow] if "cifar10_" in f.stem else []) for f in (ROOT / "conf" / "suite").glob("*.yaml")]
 
 
 @pytest.mark.parametrize("file", SUITES, ids=lambda f: f.stem)
 def test_our_suites_compose(file):
     suite = load_suite(file.stem, ["seed=0"], [])
-    published = file.stem.startswith("cifar10_")  # whose linear probe is that of the run's end
-    assert suite.protocols == ([] if published else ["knn", "linear"])
+    published, tuning = file.stem.startswith("cifar10_"), file.stem.startswith("tune_")
+    assert suite.protocols == ([] if published or tuning else ["knn", "linear"])  # of those the linear probe is that of the run's end
+    if tuning:
+        assert {c.config["data"]["held_out"] for c in suite.cells} == {5000}
+        assert len({group_hash(c.config) for c in suite.cells}) == len(suite.cells) == 32
+        return
     assert [c.config["method"]["_target_"].split(".")[2] for c in suite.cells] == yaml.safe_load(file.read_text())["method"]
     if published:
         for cell in suite.cells:
@@ -577,6 +579,15 @@ def test_a_finished_suite_only_reports(tmp_path, capsys, monkeypatch):
     assert "| simclr † |" in text
     assert "epochs was 5 and would be 3" in text
     assert "80.0 ± 0.0" in text
+
+
+@pytest.mark.parametrize(
+    ("took", "runs", "said"),
+    [([], 3, ""), ([60.0], 0, ""), ([60.0, 120.0], 1, " (about 2 min left for 1 run)"), ([1.0], 2, " (about 1 min left for 2 runs)"),
+     ([3600.0], 3, " (about 3 h 0 min left for 3 runs)"), ([4000.0], 1, " (about 1 h 7 min left for 1 run)")],
+)  # fmt: skip
+def test_what_is_left_is_told_by_what_the_others_took(took, runs, said):
+    assert _left(took, runs) == said
 
 
 def test_every_job_gets_its_folder_and_failed_ones_are_named(tmp_path, capsys, monkeypatch):
