@@ -169,6 +169,7 @@ def _results():
 
 
 SUITES = {f.stem: json.loads(f.read_text()) for f in sorted((ROOT / "docs/results").glob("cifar10_*.json"))}
+CROPS = ("[0.08, 1.0]", "[0.2, 1.0]")
 TABLES = {k: v for k, v in SUITES.items() if not v[0]["data"]["held_out"]}
 
 
@@ -209,6 +210,22 @@ def test_every_method_is_clearly_above_the_untrained_backbone_and_none_collapsed
         assert [p["epoch"] for p in run["curve"]] == sorted({p["epoch"] for p in run["curve"]})
 
 
+def test_what_crops_gave_is_what_was_measured():
+    """The sentence of the page, from the runs that differ in their crops alone."""
+    found = {}
+    for run in SUITES["cifar10_tiny_tuning"]:
+        others = {**run["settings"], "crops": ""}
+        for other in SUITES["cifar10_tiny_tuning"]:
+            if {**other["settings"], "crops": ""} == others and (run["settings"]["crops"], other["settings"]["crops"]) == CROPS:
+                found[run["method"]] = round(other["final"]["knn_top1"] - run["final"]["knn_top1"], 1)
+    names = {"moco_v3": "MoCo v3", "vicreg": "VICReg", "barlow_twins": "Barlow Twins", "simclr": "SimCLR"}
+    told = " ".join(_results().NEXT.split())
+    assert found.keys() == {*names, "byol"}
+    for method, name in names.items():
+        assert f"{name} {found[method]:.1f}" in told, method
+    assert abs(found["byol"]) < 0.05
+
+
 def _made(tmp_path, monkeypatch, **of):
     """What results.py writes of runs of 3 epochs that are given as {folder: (words, more of the summary)}."""
     results = _results()
@@ -235,8 +252,9 @@ def test_the_file_of_a_suite_keeps_commands_without_places(tmp_path, monkeypatch
     assert found["command"] == "ssl-zoo epochs=3 data.held_out=10 optimizer.base_lr=2 seed=1"
     assert (found["method"], found["variant"], found["data"]["held_out"]) == ("simclr", "twice", True)
     assert found["settings"]["optimizer"]["base_lr"] == 2
-    assert "kNN (k=20, T=0.07) on 10 training images" in (text := _results().choices("suite", [found]))
-    assert "| simclr | twice | 3 | 51.0 |" in text
+    other = {**found, "settings": {**found["settings"], "crops": "[0.2, 1.0]"}}
+    assert "kNN (k=20, T=0.07) on 10 training images" in (text := _results().choices("suite", [found, other]))
+    assert "| simclr | `crops=[0.2, 1.0]` | 51.0 | 9 | Healthy |" in text
 
 
 def test_seeds_of_different_configs_make_no_mean(tmp_path, monkeypatch):

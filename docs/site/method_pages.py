@@ -129,8 +129,8 @@ def reading(method: str) -> str:
     scaled = composed(method, "none")["optimizer"].get("scale_lr", True)
     rate = "base_lr x global batch / 256" if scaled else "base_lr as it stands (`optimizer.scale_lr=false`)"
     return f"""The defaults are those of [conf/method/{method}.yaml](../../conf/method/{method}.yaml) and, for training, of
-        `{backbone}` on data without a recipe. A recipe is picked up by itself where method, backbone and dataset are those of its name, one that ends in
-        `-fast` with `recipe=` alone.
+        `{backbone}` on data without a recipe. A recipe is picked up by itself where method, backbone and dataset are those of its name, one
+        that ends in `-fast` with `recipe=` alone.
         `batch_size` counts images on each device; the learning rate is {rate}."""
 
 
