@@ -215,7 +215,7 @@ def full_table(files: dict[str, list[Found]]) -> Iterator[str]:
 run. What they take: SimCLR with ResNet-18 trains {peers["images_per_s"]["ssl_zoo"]:,.0f} images/s on the CPU of
 [results/peers-resnet18-cpu.json](results/peers-resnet18-cpu.json), so that 200 epochs would take it {hours:,.0f} hours. Elsewhere the
 minutes are 200 x 50,000 / 60 / (images/s), and the first epoch of any run tells its images/s. Nine runs make a table; those of 800 epochs
-take four times as long. `--cfg job` lists them, the same command goes on after an interruption, and `method=` and `seed=` choose.
+take four times as long. While a suite runs it says how long it has left; `--cfg job` lists the runs, the same command goes on after an interruption, and `method=` and `seed=` choose.
 """
 
 
