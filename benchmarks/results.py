@@ -209,14 +209,17 @@ def full_table(files: dict[str, list[Found]]) -> Iterator[str]:
         sys.exit(f"{file} is missing, which says how long the other tables take: python benchmarks/peers.py ... --backbone resnet18.")
     peers = json.loads(file.read_text(encoding="utf-8"))
     hours = peers["minutes_per_200_epochs"]["ssl_zoo"] / 60
-    yield f"""## Not measured yet
-
-{" and ".join(f"`ssl-zoo benchmark suite={s}`" for s in lacking)} are there for a GPU, and have not been
-run. What they take: SimCLR with ResNet-18 trains {peers["images_per_s"]["ssl_zoo"]:,.0f} images/s on the CPU of
-[results/peers-resnet18-cpu.json](results/peers-resnet18-cpu.json), so that 200 epochs would take it {hours:,.0f} hours. Elsewhere the
-minutes are 200 x 50,000 / 60 / (images/s), and the first epoch of any run tells its images/s. Nine runs make a table; those of 800 epochs
-take four times as long. While a suite runs it says how long it has left; `--cfg job` lists the runs, the same command goes on after an interruption, and `method=` and `seed=` choose.
-"""
+    commands = " and ".join(f"`ssl-zoo benchmark suite={s}`" for s in lacking)
+    per_s = 10_000
+    one = 200 * 50_000 / 60 / per_s
+    text = f"""{commands} are there for a GPU, and have not been run. What they take: SimCLR with ResNet-18 trains
+        {peers["images_per_s"]["ssl_zoo"]:,.0f} images/s on one thread of a CPU
+        ([results/peers-resnet18-cpu.json](results/peers-resnet18-cpu.json)), so that 200 epochs would take it {hours:,.0f} hours. Elsewhere
+        the minutes of a run are 200 x 50,000 / 60 / (images/s), without evaluation, and its first epoch tells its images/s: at {per_s:,},
+        say, {one:.0f} minutes, and {9 * one / 60:.1f} hours for the nine runs of a table; those of 800 epochs take four times as long.
+        While a suite runs it says how long it has left. `--cfg job` lists the runs, the same command goes on after an interruption, and
+        `method=` and `seed=` choose."""
+    yield f"## Not measured yet\n\n{wrapped(text)}"
 
 
 def choices(name: str, runs: list[Found]) -> str:
