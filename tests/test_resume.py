@@ -108,7 +108,7 @@ def state(run, name="last.ckpt"):
 def differing(a, b, path=""):
     """Where two states differ, but for seconds."""
     if isinstance(a, dict) and isinstance(b, dict):
-        keys = [k for k in {**a, **b} if k not in ("seconds", "waited", "images", "total")]
+        keys = [k for k in {**a, **b} if k not in ("seconds", "waited", "images", "total", "training_s", "total_s")]
         return [d for k in keys for d in differing(a.get(k), b.get(k), f"{path}/{k}")]
     if isinstance(a, (list, tuple)) and type(a) is type(b) and len(a) == len(b):
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differing(x, y, f"{path}/{i}")]
