@@ -132,7 +132,7 @@ NEXT = """## What is next
 
 
 def page() -> str:
-    files = {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in sorted(RESULTS.glob("cifar10_*.json"))}
+    files = {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in sorted(RESULTS.glob("*cifar10_*.json"))}
     tables = {k: v for k, v in files.items() if not v[0]["data"].get("held_out")}
     tried = {k: v for k, v in files.items() if k not in tables}
     parts = [HEAD, *(suite(name, runs) for name, runs in tables.items()), *full_table(files)]

@@ -47,7 +47,7 @@ def benchmark(words: list[str], options: dict[str, str]) -> int:
         return _listing(suite, root)
     failed, command = [], command_line(words, options, "benchmark")
     before = [plan_of(cell, root) for cell in suite.cells]
-    took, left = [s for p in before if p.state == FINISHED and (s := _seconds(p.folder))], sum(p.state != FINISHED for p in before)
+    took, left = [_seconds(p.folder) for p in before if p.state == FINISHED], sum(p.state != FINISHED for p in before)
     for number, cell in enumerate(suite.cells, 1):
         plan = plan_of(cell, root)
         print(f"[{number}/{len(suite.cells)}] {plan.label}: {plan.state}{_left(took, left) if plan.state != FINISHED else ''}", flush=True)
@@ -60,7 +60,7 @@ def benchmark(words: list[str], options: dict[str, str]) -> int:
                 break
         if plan.state != FINISHED:
             left -= 1
-            took += [s for s in [_seconds(plan.folder)] if s]
+            took.append(_seconds(plan.folder))
     plans = [plan_of(cell, root) for cell in suite.cells]
     if any(p.state == FINISHED for p in plans):
         from ssl_zoo.stale import report  # after a slip in the suite is told: it imports matplotlib
@@ -72,10 +72,11 @@ def benchmark(words: list[str], options: dict[str, str]) -> int:
 
 
 def _left(took: list[float], runs: int) -> str:
-    """How long so many runs may take, by the seconds of those that are finished."""
-    if not took or not runs:
+    """How long so many runs may take, by the seconds of those that are finished (0 where they are not known)."""
+    known = [s for s in took if s]
+    if not known or not runs:
         return ""
-    minutes = max(1, round(runs * sum(took) / len(took) / 60))
+    minutes = max(1, round(runs * sum(known) / len(known) / 60))
     return f" (about {f'{minutes // 60} h ' if minutes >= 60 else ''}{minutes % 60} min left for {runs} run{'s' * (runs > 1)})"
 
 

@@ -168,7 +168,7 @@ def _results():
     return results
 
 
-SUITES = {f.stem: json.loads(f.read_text()) for f in sorted((ROOT / "docs/results").glob("cifar10_*.json"))}
+SUITES = {f.stem: json.loads(f.read_text()) for f in sorted((ROOT / "docs/results").glob("*cifar10_*.json"))}
 CROPS = ("[0.08, 1.0]", "[0.2, 1.0]")
 TABLES = {k: v for k, v in SUITES.items() if not v[0]["data"]["held_out"]}
 
