@@ -584,7 +584,8 @@ def test_a_finished_suite_only_reports(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("took", "runs", "said"),
     [([], 3, ""), ([60.0], 0, ""), ([0.0], 3, ""), ([60.0, 0.0, 120.0], 1, " (about 2 min left for 1 run)"),
-     ([1.0], 2, " (about 1 min left for 2 runs)"), ([3600.0], 3, " (about 3 h 0 min left for 3 runs)"), ([4000.0], 1, " (about 1 h 7 min left for 1 run)")],
+     ([1.0], 2, " (about 1 min left for 2 runs)"), ([3600.0], 3, " (about 3 h 0 min left for 3 runs)"),
+     ([4000.0], 1, " (about 1 h 7 min left for 1 run)")],
 )  # fmt: skip
 def test_what_is_left_is_told_by_what_the_others_took(took, runs, said):
     assert _left(took, runs) == said
