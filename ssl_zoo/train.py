@@ -22,6 +22,7 @@ from ssl_zoo.callbacks.progress import RunProgress
 from ssl_zoo.callbacks.stop import Stop, Stopped, exit_code
 from ssl_zoo.callbacks.throughput import Throughput
 from ssl_zoo.callbacks.watch import Watch
+from ssl_zoo.compiled import compile_backbones, uncompiled
 from ssl_zoo.config import plain
 from ssl_zoo.continued import changed
 from ssl_zoo.data.feed import worker_error
@@ -115,7 +116,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
     steps = steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
     trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)  # so that every epoch, and the shortest run, shows its loss
     if config.trainer.compile:
-        method.backbone.compile()
+        compile_backbones(method)
     tries = training_tries(config, str(trainer.precision).startswith("32"), "grad_checkpointing" in config.backbone)
     try:
         with explained(f"training with batch_size={config.batch_size} on images of {data.train.image_size} px", tries):
@@ -132,7 +133,7 @@ def pretrain(config: DictConfig, name: str, commands: list[str], resume: Path | 
             raise
         raise Ended(f"{e} {ending(run, e.number)}", exit_code(e.number)) from None
     except (OSError, RuntimeError) as e:
-        if (ended := worker_error(e) or unwritten(e, run) or ranks.lost(e) or of_another(e, file)) is None:
+        if (ended := worker_error(e) or unwritten(e, run) or ranks.lost(e) or of_another(e, file) or uncompiled(e)) is None:
             raise
         raise ended from e
     if not trainer.is_global_zero:

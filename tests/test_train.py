@@ -17,7 +17,10 @@ import torch
 from conftest import ROOT, SMOKE, command, picture, write
 from safetensors.torch import load_file
 
+from ssl_zoo.build import build_data, build_method
 from ssl_zoo.callbacks.stop import Stop
+from ssl_zoo.compiled import compile_backbones, uncompiled
+from ssl_zoo.config import compose
 
 
 def rows(run):
@@ -377,3 +380,19 @@ def test_an_unlabelled_folder_trains(cli, tmp_path):
     refused = cli("eval", "run=r")
     assert refused.returncode == 2
     assert "needs labels" in refused.stderr
+
+
+def test_teachers_are_compiled_too_and_a_failure_is_told():
+    config = compose("train", ["method=byol", "backbone=tiny", "dataset=shapes", "dataset.train_size=8", "dataset.test_size=8"])
+    method = build_method(config, build_data(config))
+    compile_backbones(method)
+    assert method.backbone._compiled_call_impl
+    assert method.teacher.network[0]._compiled_call_impl
+    method.backbone.compile(backend=lambda *_: 1 / 0)
+    with pytest.raises(RuntimeError) as failure:
+        method.backbone(torch.zeros(2, 3, 32, 32))
+    told = str(uncompiled(failure.value))
+    assert told.startswith("The backbone cannot be compiled on this machine: ")
+    assert told.endswith("; trainer.compile=false trains without.")
+    assert "\n" not in told
+    assert uncompiled(RuntimeError("of another kind")) is None
