@@ -1,11 +1,13 @@
 """Every code block of README.md and docs/ is run, in order, in a folder that holds what its page speaks of.
 
 A new block is run by default. What cannot be run everywhere is in ELSEWHERE, and is only composed or parsed. Training is shortened by
-SHORT, but for the tutorials, which run as they are written.
+SHORT, and that of the tutorials, whose output is compared but for its numbers, to an eighth of its epochs. With SSL_ZOO_TUTORIALS=1 they
+run as they are written.
 """
 
 import csv
 import json
+import os
 import re
 import shutil
 import statistics
@@ -41,8 +43,9 @@ ELSEWHERE = {  # what a step needs that is not everywhere
     "several devices, or a queue": r"trainer\.devices=\d|torchrun|srun|sbatch|sweep=slurm",
     "words to fill in": r"\bNAME\b|\bFOLDER\b|\bOUT\b|YOUR-NAME",
 }
-AS_WRITTEN = "docs/tutorials/*"
-SLOW = (AS_WRITTEN, "docs/methods/*", "docs/adding_a_*", "docs/words.md", "docs/export.md")
+TUTORIAL = "docs/tutorials/*"
+AS_WRITTEN = os.environ.get("SSL_ZOO_TUTORIALS") == "1"
+SLOW = (TUTORIAL, "docs/methods/*", "docs/adding_a_*", "docs/words.md", "docs/export.md")
 LONG = r"ssl-zoo (-m|benchmark) "  # steps that are run in the slow tests only
 STANDS_FOR = {
     "dataset=parquet dataset.path=photos": "dataset=parquet dataset.path=tables",
@@ -75,8 +78,8 @@ SMALL = {  # and more of them, by what a command asks for
 
 
 def is_run(page: str, step: Step) -> bool:
-    """Text is looked at where it shows a command after "$ ", and in pages that run as they are written."""
-    return step.kind != "text" or step.text.startswith("$ ") or fnmatch(page, AS_WRITTEN)
+    """Text is looked at where it shows a command after "$ ", and in tutorials."""
+    return step.kind != "text" or step.text.startswith("$ ") or fnmatch(page, TUTORIAL)
 
 
 PAGES = {name: [s for s in steps(text) if is_run(name, s)] for name, text in pages().items()}
@@ -98,13 +101,13 @@ def cases():
         if not is_slow(name):
             yield pytest.param(name, False, id=name)
         if is_slow(name) or any(re.match(LONG, s.text) for s in found):
-            yield pytest.param(name, True, id=f"{name}-whole", marks=pytest.mark.slow)
+            yield pytest.param(name, True, id=f"{name}-long", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("page", "whole"), cases())
-def test_the_blocks_of_a_page_run(page, whole, tmp_path):
+@pytest.mark.parametrize(("page", "long"), cases())
+def test_the_blocks_of_a_page_run(page, long, tmp_path):
     place(page, tmp_path)
-    cwd, said = tmp_path, ""
+    cwd, said, tutorial = tmp_path, "", fnmatch(page, TUTORIAL)
     for step in PAGES[page]:
         if step.kind == "text" and not step.text.startswith("$ "):
             assert set(without_numbers(step.text)) <= set(without_numbers(said)), f"{page}:{step.line}"
@@ -112,8 +115,8 @@ def test_the_blocks_of_a_page_run(page, whole, tmp_path):
             cwd /= step.text[3:].strip()
         elif elsewhere(step):
             parses(step)
-        elif whole or not re.match(LONG, step.text):
-            done = run(step, cwd, tmp_path / "cache", fnmatch(page, AS_WRITTEN))
+        elif is_slow(page) or bool(re.match(LONG, step.text)) is long:
+            done = run(step, cwd, tmp_path / "cache", tutorial)
             assert done.returncode == 0, f"{page}:{step.line}: {step.text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
             said = done.stdout
 
@@ -123,16 +126,18 @@ def without_numbers(text: str) -> list[str]:
     return [" ".join(re.sub(r"\d[\d,.]*", "#", line).split()) for line in text.strip().splitlines()]
 
 
-def run(step: Step, cwd: Path, kept: Path, as_written: bool) -> subprocess.CompletedProcess:
+def run(step: Step, cwd: Path, kept: Path, tutorial: bool) -> subprocess.CompletedProcess:
     if step.kind == "python":
         return run_python(step.text, cwd, kept)
     if step.kind == "bash":
         return run_bash(step.text, cwd)
     if step.kind == "text":
         return told(step, cwd, kept)
-    for said, instead in {} if as_written else STANDS_FOR.items():
+    if tutorial:
+        return run_command(step, step.words if AS_WRITTEN else eighth(step.words), cwd, kept)
+    for said, instead in STANDS_FOR.items():
         step = Step(step.kind, step.text.replace(said, instead), step.line)
-    return run_command(step, step.words + ([] if as_written else shortened(step.words)), cwd, kept)
+    return run_command(step, step.words + shortened(step.words), cwd, kept)
 
 
 def told(step: Step, cwd: Path, kept: Path) -> subprocess.CompletedProcess:
@@ -161,10 +166,16 @@ def shortened(words: list[str]) -> list[str]:
     return [*SHORT, *more, *(["method=simclr", "seed=0"] if verb == "benchmark" else [])]
 
 
+def eighth(words: list[str]) -> list[str]:
+    """The same command with an eighth of the epochs, a suite with one seed."""
+    fewer = [re.sub(r"(?<=epochs=)\d+$", lambda n: str(-(-int(n[0]) // 8)), w) for w in words]
+    return [*fewer, *["epochs=1", "seed=0"] * (words[0] == "benchmark")]
+
+
 # ---------------------------------------------------------------------------------------------- what pages speak of
 def place(page: str, folder: Path) -> None:
     """The pictures, runs and files that a page speaks of, in `folder`."""
-    if fnmatch(page, AS_WRITTEN):
+    if fnmatch(page, TUTORIAL):
         return
     text = "\n".join(s.text for s in PAGES[page])
     shutil.copytree(pictures(), folder, dirs_exist_ok=True)
@@ -214,7 +225,7 @@ def pictures() -> Path:
 
 
 # ---------------------------------------------------------------------------------------------- numbers
-TUTORIALS = [name for name in PAGES if fnmatch(name, AS_WRITTEN)]
+TUTORIALS = [name for name in PAGES if fnmatch(name, TUTORIAL)]
 CITED = re.compile(r"\]\(\.\./results/(tutorial-[\w-]+\.json)\)")
 
 
