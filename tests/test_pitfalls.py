@@ -6,7 +6,9 @@ Covered elsewhere:
     17                      the center over ranks                       test_distributed
     30                      which batch normalisation is synchronised   test_distributed
     51                      evaluation counts each image once           test_distributed
-Of language-image methods and SwAV alone, which are not here: 37, 38, 40, 41, 49, 50.
+    37, 38, 40              sums, scale and gradients of CLIP, SigLIP   test_losses, test_words, test_distributed
+    49, 50                  means of prompts, recall of captions        test_zero_shot
+41 is of SwAV alone, which is not here.
 """
 
 import copy
