@@ -8,8 +8,8 @@ from typing import Any
 ASIDE = ("run", "out", "logger", "resume", "checkpoint", "guard", "preemption")
 LOADING = ("decoded", "resident", "workers", "worker_kind")  # who loads the data and how, not which
 # keys that older configs lack, with the value under which they trained
-LATER = {"chunk_size": None, "data.prompts": None, "data.held_out": None, "dataset.captions": "auto", "dataset.labels": "shape",
-         "dataset.held_out": [], "augment.early_size": None, "augment.early_share": 0.6}  # fmt: skip
+LATER = {"chunk_size": None, "optimizer.eps": None, "data.prompts": None, "data.held_out": None, "dataset.captions": "auto",
+         "dataset.labels": "shape", "dataset.held_out": [], "augment.early_size": None, "augment.early_share": 0.6}  # fmt: skip
 ABSENT = "absent"
 
 

@@ -122,6 +122,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.base_lr": (_number(0), "a number of at least 0"),
     "optimizer.momentum": (_or(_one_of(None), _number(0, 0.9999999)), "null or a number from 0 to below 1"),
     "optimizer.trust_coefficient": (_or(_one_of(None), _number(0)), "null or a number of at least 0"),
+    "optimizer.eps": (_or(_one_of(None), _number(1e-30)), "null or a number above 0"),
     "optimizer.betas": (
         lambda v: v is None or (isinstance(v, list) and len(v) == 2 and all(map(_number(0, 0.9999999), v))),
         "null or two numbers from 0 to below 1",

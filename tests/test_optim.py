@@ -249,5 +249,6 @@ def test_optimizers_by_name():
     assert build_optimizer(net, config("sgd", momentum=None)).param_groups[0]["momentum"] == 0.9
     assert build_optimizer(net, config("lars_timm", trust_coefficient=0.02)).param_groups[0]["trust_coeff"] == 0.02
     assert build_optimizer(net, config("adamw", betas=[0.9, 0.95])).param_groups[0]["betas"] == (0.9, 0.95)
+    assert {name: build_optimizer(net, config(name)).param_groups[0]["eps"] for name in ("adamw", "clip")} == {"adamw": 1e-8, "clip": 1e-6}
     with pytest.raises(UserError, match=r"optimizer\.momentum does not apply to adamw"):
         build_optimizer(net, config("adamw", momentum=0.9))

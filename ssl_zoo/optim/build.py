@@ -16,7 +16,7 @@ OPTIMIZERS: dict[str, tuple[type[Optimizer], tuple[str, ...]]] = {
     "sgd": (torch.optim.SGD, ("momentum",)),
     "lars": (LARS, ("momentum", "trust_coefficient")),
     "lars_timm": (timm.optim.Lars, ("momentum", "trust_coefficient")),
-    "adamw": (torch.optim.AdamW, ("betas",)),
+    "adamw": (torch.optim.AdamW, ("betas", "eps")),
 }
 
 
@@ -29,7 +29,7 @@ def build_optimizer(
     parameters instead of some for each, where torch has the choice (sgd, adamw).
     """
     kind, takes = OPTIMIZERS[config["name"]]
-    options = {k: config[k] for k in ("momentum", "betas", "trust_coefficient") if config.get(k) is not None}
+    options = {k: config[k] for k in ("momentum", "betas", "eps", "trust_coefficient") if config.get(k) is not None}
     for key in options:
         if key not in takes:
             raise UserError(
