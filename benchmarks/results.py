@@ -124,8 +124,8 @@ NEXT = """## What is next
   not tuned yet: they are of papers that have a CIFAR-10 run, else of common practice, as each says. Tried are half and twice the rate, and
   the other crops. With `tiny`, crops from 0.2 on instead of 0.08 gave MoCo v3 3.1, VICReg with SGD 1.4, Barlow Twins 0.9 and SimCLR 0.7
   points more, and BYOL at momentum 0.97 none.
-- DINO is the lowest here: SGD, and few prototypes with a fast teacher and smaller crops, collapsed. Its recipe for ResNet-18 has SGD, so a run with AdamW
-  belongs beside it, and is in that suite.
+- DINO is the lowest here: SGD, and few prototypes with a fast teacher and smaller crops, collapsed. Its recipe for ResNet-18 has SGD, so a
+  run with AdamW belongs beside it, and is in that suite.
 - BYOL and SimSiam want long training: lightly's published numbers for them gain 4 and 14 points from 200 to 800 epochs, those of SimCLR 3.
   In a table of few epochs they stand low for that reason.
 - The recipes that end in `-fast` are put together from parts that each save time; the times to 85 and 90 % are to be measured.

@@ -5,9 +5,9 @@
         C = norm(z1)^T norm(z2) / N               # cross-correlation over the batch, D x D
         loss = sum_i (1 - C_ii)^2 + lambd sum_{i != j} C_ij^2
 
-Where sources differ: lambd is the official code's 0.0051 (paper: 0.005) and `loss_scale` 1 (solo-learn: 0.025, on CIFAR 0.1); the official code has its
-norms and biases learn at a rate of their own (`optimizer.bias_base_lr`). Mean, variance and C are over the global batch with exact
-gradients; the official code's all-reduce gives 1 / ranks of the gradient, which LARS hides except for norms and biases.
+Where sources differ: lambd is the official code's 0.0051 (paper: 0.005) and `loss_scale` 1 (solo-learn: 0.025, on CIFAR 0.1); the
+official code has its norms and biases learn at a rate of their own (`optimizer.bias_base_lr`). Mean, variance and C are over the global
+batch with exact gradients; the official code's all-reduce gives 1 / ranks of the gradient, which LARS hides but for norms and biases.
 """
 
 from typing import Any
