@@ -58,7 +58,7 @@ where it is "no", no limit was passed (of z rank, 1.75).
 CIFAR = """
 ## CIFAR-10
 
-{steps} steps with 256 images each, of the first 10,000 training images, with the small heads of the recipes above; the views are not
+{steps} steps with 256 images each, of 10,000 training images, evenly spaced, with the small heads of the recipes above; the views are not
 tuned for photos. DINO has the colour jitter of its paper, momentum 0.99 and rate 2e-3. Images per second are
 of one thread, while a second run had the other core.
 

@@ -19,7 +19,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """
     decisive = {k: v for k, v in config.items() if k not in ASIDE and not _as_ever(k, v)}
     decisive["data"] = {k: v for k, v in decisive["data"].items() if k not in LOADING and not _as_ever(f"data.{k}", v)}
-    for group in ("dataset", "augment"):
+    for group in ("dataset", "augment", "optimizer"):
         decisive[group] = {k: v for k, v in decisive[group].items() if not _as_ever(f"{group}.{k}", v)}
     for group in ("data", "dataset"):  # where images are cached
         decisive[group] = {k: None if k == "cache" else v for k, v in decisive[group].items()}
@@ -35,7 +35,7 @@ def _as_ever(key: str, value: Any) -> bool:
 
 def group_hash(config: Mapping[str, Any]) -> str:
     """The same for all seeds of a config, wherever its data is cached."""
-    return _hash({k: v for k, v in flat(config).items() if k != "seed"})
+    return _hash({k: v for k, v in flat(config).items() if k != "seed" and not _as_ever(k, v)})
 
 
 def _hash(value: Any) -> str:

@@ -218,7 +218,7 @@ def test_what_crops_gave_is_what_was_measured():
         for other in SUITES["cifar10_tiny_tuning"]:
             if {**other["settings"], "crops": ""} == others and (run["settings"]["crops"], other["settings"]["crops"]) == CROPS:
                 found[run["method"]] = round(other["final"]["knn_top1"] - run["final"]["knn_top1"], 1)
-    names = {"moco_v3": "MoCo v3", "vicreg": "VICReg", "barlow_twins": "Barlow Twins", "simclr": "SimCLR"}
+    names = {"moco_v3": "MoCo v3", "vicreg": "VICReg with SGD", "barlow_twins": "Barlow Twins", "simclr": "SimCLR"}
     told = " ".join(_results().NEXT.split())
     assert found.keys() == {*names, "byol"}
     for method, name in names.items():

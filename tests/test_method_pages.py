@@ -20,7 +20,9 @@ SECTIONS = ["Equations", "The file", "Recipe", "Results", "Pitfalls", "Citation"
 CODE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
 CITED = re.compile(r"\[`(test_\w+)`\]\(\.\./\.\./(tests/\w+\.py)\)")
-LINES = [line for page in PAGES.values() for kind, text in CODE.findall(page) if kind == "bash" for line in text.splitlines()]
+LINES = [
+    line for page in PAGES.values() for kind, text in CODE.findall(page) if kind == "bash" for line in text.replace("\\\n", "").splitlines()
+]
 every_page = pytest.mark.parametrize("method", PAGES)
 
 
