@@ -1,4 +1,4 @@
-"""The contestant ssl_zoo: `ssl-zoo method=simclr dataset=parquet ...` itself, halted between steps. Started by peers.py."""
+"""The contestant ssl_zoo: `ssl-zoo method=simclr dataset=cifar10 ...` itself, halted between steps. Started by peers.py."""
 
 from typing import Any
 
@@ -56,7 +56,8 @@ def main() -> None:
     s = line.settings
     words = [
         f"backbone={s.backbone}",
-        "dataset=parquet",
+        "dataset=cifar10",
+        "recipe=none",
         f"dataset.path={s.data}",
         f"data.cache={s.out}/cache",
         f"trainer={'auto' if s.device == 'cuda' else 'cpu'}",

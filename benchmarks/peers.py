@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from harness import Rounds, arguments, facts, interleaved, interval, medians, ratio, write
 
-from ssl_zoo.data.parquet import Parquet
+from ssl_zoo.data.downloads import Torchvision
 from ssl_zoo.reports.summary import versions
 
 HERE = Path(__file__).resolve().parent
@@ -94,7 +94,7 @@ class Contestant:
 def start(options: argparse.Namespace) -> list[Contestant]:
     python = environment(options.venv_lightly, options.out, "lightly")
     images = options.out.resolve() / "images.npy"
-    np.save(images, Parquet(options.data, cache=str(options.out / "cache")).load("train").pixels.permute(0, 2, 3, 1).numpy())
+    np.save(images, Torchvision("CIFAR10", options.data, cache=str(options.out / "cache")).load("train").pixels.permute(0, 2, 3, 1).numpy())
     settings = {k: getattr(options, k) for k in ("backbone", "batch", "device", "threads")}
     options.train_images = len(np.load(images, mmap_mode="r"))
     settings |= {"data": str(Path(options.data).resolve()), "images": str(images), "out": str(options.out.resolve())}

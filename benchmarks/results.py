@@ -98,6 +98,10 @@ def spread(found: list[float]) -> str:
     return f"{statistics.fmean(found):.1f}" + (f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else "")
 
 
+def mean(found: list[float]) -> str:
+    return f"{statistics.fmean(found):.0f}" if found else ""
+
+
 def reached(run: Found, percent: float) -> tuple[float, float] | None:
     """Seconds of training alone, and with evaluation, at the first evaluation whose kNN is at least so much."""
     at = next((p for p in run.get("curve", []) if p["knn_top1"] >= percent and p["training_s"] is not None), None)
@@ -148,13 +152,13 @@ def suite(name: str, runs: list[Found]) -> str:
     groups, first = grouped(runs), runs[0]
     backbone = first["name"].removeprefix(f"{first['method']}_").rpartition("_")[0]
     ranked = sorted(groups, key=lambda k: -statistics.fmean(values(groups[k], "final", "knn_top1")))
-    rows = [row(k, groups[k], backbone) for k in ranked]
+    seeds = sorted({r["seed"] for r in runs})
+    rows = [row(k, groups[k], backbone, len(seeds)) for k in ranked]
     for label, key in (("raw pixels", "raw_pixels"), ("untrained backbone", "untrained")):
         found = {r["seed"]: r["baselines"][key]["knn_top1"] for r in runs if key in r["baselines"]}  # the same for every method of a seed
         alike = len(set(found.values())) == 1  # as raw pixels are
         rows.append({**dict.fromkeys(rows[0], ""), "method": label, "kNN, final": spread(list(found.values())[: 1 if alike else None])})
     rows = [{k: v for k, v in r.items() if any(o[k] for o in rows)} for r in rows]  # without columns that no row fills
-    seeds = sorted({r["seed"] for r in runs})
     how = f"""[results/{name}.json](results/{name}.json): `ssl-zoo benchmark suite={name}`, {first["data"]["train"]:,} training and
         {first["data"]["test"]:,} test images, backbone `{backbone}`, {first["epochs"]} epochs, {"seeds" if len(seeds) > 1 else "seed"}
         {", ".join(map(str, seeds))}, {first["speed"]["precision"]} on {first["speed"]["device"]}, versions and commits in the file.
@@ -171,13 +175,13 @@ def wrapped(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), 138, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
-def row(name: str, runs: list[Found], backbone: str) -> Found:
+def row(name: str, runs: list[Found], backbone: str, seeds: int) -> Found:
     final, best = values(runs, "final", "knn_top1"), values(runs, "best", "knn_top1")
     known = [p for p in published(runs[0]["method"], backbone, "cifar10") if p.metric == "kNN" and p.epochs == runs[0]["epochs"]]
     top = max((p.value for p in known), default=None)
     times = {p: [t for r in runs if (t := reached(r, p)) is not None] for p in REACHED.get(backbone, ())}
     return {
-        "method": name,
+        "method": name + (f" ({len(runs)} of {seeds} seeds)" if len(runs) < seeds else ""),
         "kNN, final": spread(final),
         "kNN, best epoch": spread(best),
         "linear": spread(values(runs, "final", "linear_top1")),
@@ -187,7 +191,7 @@ def row(name: str, runs: list[Found], backbone: str) -> Found:
         "minutes": spread([s / 60 for s in values(runs, "seconds", "total")]),
         "images/s": f"{statistics.fmean(values(runs, 'speed', 'images_per_s')):,.0f}",
         "memory, MiB": f"{max(values(runs, 'speed', 'peak_memory_mib')):,.0f}",
-        "rank": f"{statistics.fmean(values(runs, 'health', 'effective_rank')):.0f}",
+        "rank": mean(values(runs, "health", "effective_rank")),
         "verdict": "; ".join(dict.fromkeys(r["verdict"].partition(":")[0] for r in runs)),
     }
 
@@ -231,7 +235,7 @@ def choices(name: str, runs: list[Found]) -> str:
     for method in sorted({r["method"] for r in runs}):
         own = sorted((r for r in runs if r["method"] == method), key=lambda r: -r["final"]["knn_top1"])
         for run, told in zip(own, differences(own), strict=True):
-            numbers = {"kNN": f"{run['final']['knn_top1']:.1f}", "rank": f"{run['health']['effective_rank']:.0f}"}
+            numbers = {"kNN": f"{run['final']['knn_top1']:.1f}", "rank": mean(values([run], "health", "effective_rank"))}
             rows.append({"method": method, "settings": told, **numbers, "verdict": run["verdict"].partition(":")[0]})
     error = 100 * max((p * (1 - p) / count) ** 0.5 for p in (r["final"]["knn_top1"] / 100 for r in runs))
     how = f"""[results/{name}.json](results/{name}.json): kNN (k={k}, T={temperature}) on {count:,} training images that were held out

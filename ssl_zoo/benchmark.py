@@ -11,13 +11,16 @@ from typing import Any
 
 from ssl_zoo.commands import command_line, config_dirs
 from ssl_zoo.config import override
+from ssl_zoo.continued import has_checkpoint
 from ssl_zoo.errors import Ended, UserError
-from ssl_zoo.fingerprint import changes, config_hash
-from ssl_zoo.launch import refuse_many
+from ssl_zoo.files import locked
+from ssl_zoo.fingerprint import ABSENT, changes, config_hash, decides, leaves
+from ssl_zoo.launch import LOCK, refuse_many
 from ssl_zoo.multirun import wait
+from ssl_zoo.saved import RESUMABLE
 from ssl_zoo.suite import Cell, Suite, load_suite
 
-RESUME, RUN, FINISHED = "to resume", "to run", "finished"
+RESUME, RUN, FINISHED, BUSY = "to resume", "to run", "finished", "being trained by another process"
 
 
 @dataclass(frozen=True)
@@ -44,21 +47,24 @@ def benchmark(words: list[str], options: dict[str, str]) -> int:
     root = Path(suite.cells[0].config["out"]) / suite.name
     refuse_many("benchmark")
     if "cfg" in options:
-        return _listing(suite, root)
-    failed, command = [], command_line(words, options, "benchmark")
+        return _listing(suite, root, {k: v for k, v in options.items() if k != "cfg"})
+    failed, busy, command = [], [], command_line(words, options, "benchmark")
     before = [plan_of(cell, root) for cell in suite.cells]
     took, left = [_seconds(p.folder) for p in before if p.state == FINISHED], sum(p.state != FINISHED for p in before)
     for number, cell in enumerate(suite.cells, 1):
         plan = plan_of(cell, root)
-        print(f"[{number}/{len(suite.cells)}] {plan.label}: {plan.state}{_left(took, left) if plan.state != FINISHED else ''}", flush=True)
+        doing = plan.state in (RUN, RESUME)
+        print(f"[{number}/{len(suite.cells)}] {plan.label}: {plan.state}{_left(took, left) if doing else ''}", flush=True)
         for what, job in _jobs(plan, suite.protocols, options):
             code = wait(subprocess.Popen(job))
             if code < 0:
                 raise Ended(f"Stopped in run {number} of {len(suite.cells)}. Continue with: {command}", -code)
             if code:
                 failed.append(f"{plan.label}{what}")
-                break
-        if plan.state != FINISHED:
+                if not what:
+                    break
+        busy += [plan.label] * (plan.state == BUSY)
+        if doing:
             left -= 1
             took.append(_seconds(plan.folder))
     plans = [plan_of(cell, root) for cell in suite.cells]
@@ -67,8 +73,9 @@ def benchmark(words: list[str], options: dict[str, str]) -> int:
 
         report([root], root / "report", title=suite.name, stale=_stale(plans, root))
     done = sum(p.state == FINISHED for p in plans)
-    print(f"{done} of {len(plans)} runs finished" + (f"; failed: {', '.join(failed)}. Try again with: {command}" if failed else ""))
-    return 1 if failed else 0
+    told = "".join(f"; {what}: {', '.join(which)}" for what, which in (("failed", failed), (BUSY, busy)) if which)
+    print(f"{done} of {len(plans)} runs finished{told}" + (f". Try again with: {command}" if told else ""))
+    return 1 if told else 0
 
 
 def _left(took: list[float], runs: int) -> str:
@@ -88,10 +95,10 @@ def _seconds(run: Path) -> float:
         return 0.0
 
 
-def _listing(suite: Suite, root: Path) -> int:
+def _listing(suite: Suite, root: Path, options: dict[str, str]) -> int:
     for plan in (plan_of(cell, root) for cell in suite.cells):
         lacks = [p for p in suite.protocols if plan.state == FINISHED and not _judged(plan.folder, p)]
-        print(f"{plan.state + (', to evaluate' if lacks else ''):22} {plan.folder}  # {command_line(list(plan.cell.words), {})}")
+        print(f"{plan.state + (', to evaluate' if lacks else ''):22} {plan.folder}  # {command_line(list(plan.cell.words), options)}")
         for folder, keys in plan.stale.items():
             print(f"{'stale':22} {folder}  # {', '.join(keys) or 'its config cannot be read'}")
     return 0
@@ -130,7 +137,20 @@ def _state(run: Path, config: dict[str, Any]) -> str:
     whole = done >= config["epochs"] or (done and config["trainer"]["max_steps"] > 0)
     if whole and (run / "backbone.safetensors").is_file():
         return FINISHED
-    return RESUME if (run / "checkpoints" / "last.ckpt").is_file() else RUN
+    return BUSY if _held(run) else RESUME if has_checkpoint(run) else RUN
+
+
+def _held(run: Path) -> bool:
+    """Whether a process that trains holds the folder."""
+    if not (run / LOCK).is_file():
+        return False
+    try:
+        lock = locked(run / LOCK)
+    except OSError:  # not ours to write
+        return False
+    if lock is not None:
+        lock.close()
+    return lock is None
 
 
 def _judged(run: Path, protocol: str) -> bool:
@@ -143,14 +163,26 @@ def _jobs(plan: Plan, protocols: list[str], options: dict[str, str]) -> Any:
     folder, start = plan.folder, [sys.executable, "-m", "ssl_zoo"]
     extra = ["--config-dir", options["config-dir"]] if "config-dir" in options else []
     trust = [w for w in plan.cell.words if w.startswith("trust=")]
+    if plan.state == BUSY:
+        return
     if plan.state == RESUME:
-        yield "", [*start, "resume", f"run={folder}", *trust]
+        yield "", [*start, "resume", f"run={folder}", *_anew(plan), *trust]
     elif plan.state == RUN:
         (folder / "config.yaml").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
         yield "", [*start, "pretrain", *extra, *plan.cell.words, override("run", folder)]
     for protocol in protocols:
         if not _judged(folder, protocol):
             yield f" (eval {protocol})", [*start, "eval", *extra, override("run", folder), f"protocol={protocol}", *trust]
+
+
+def _anew(plan: Plan) -> list[str]:
+    """Words that decide no result, such as data.resident=false after a shortage, and that a run to be resumed was not started with."""
+    from ssl_zoo.reports.collect import read_config
+
+    saved, now = (dict(leaves(c)) for c in (read_config(plan.folder), plan.cell.config))
+    keys = {w: w.partition("=")[0] for w in plan.cell.words}
+    free = {w: k for w, k in keys.items() if k.startswith(RESUMABLE) and k != "trust" and not decides(k)}
+    return [w for w, key in free.items() if saved.get(key) != now.get(key, ABSENT)]
 
 
 def _stale(plans: list[Plan], root: Path) -> dict[Path, dict[str, tuple[Any, Any]]]:

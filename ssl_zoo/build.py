@@ -53,6 +53,8 @@ class Data:
 def build_data(config: DictConfig) -> Data:
     source = build(config, "dataset")
     train = source.load("train")
+    if "num_classes" in (config.get("method") or {}):  # it learns from labels
+        train = train.only_labelled()
     if count := config.data.get("held_out"):  # `ssl-zoo eval` has no such key
         train, test = train.without(count)
     else:
@@ -146,11 +148,7 @@ def _classes(config: DictConfig, data: Data) -> dict[str, int]:
 
 
 def data_for(config: DictConfig, data: Data) -> Data:
-    """For a method with words, the training images that have captions, which are cleaned; with prompts the test images have them too. For
-    one that learns from labels, those that have labels.
-    """
-    if "num_classes" in config.method:
-        return replace(data, train=data.train.only_labelled())
+    """For a method with words, the training images that have captions, which are cleaned; with prompts the test images have them too."""
     if "text" not in config.method:
         return data
     train, counts = captioned(data.train, config.data.prompts, dataset_name(config))

@@ -172,6 +172,8 @@ def check_paths_and_views(config: dict, reference: dict) -> None:
         place = (config.get("method") or {}).get(key)
         if place is not None and config.get("resume") != "auto":  # which may go on with a run that needs them no more
             weights_place(key, place)
+    if "checkpoint" in config and config.get("out") is None:
+        raise UserError("out=null does not work: runs go into a folder there, out=runs if nothing is said.")
     own = "held_out" in dataset  # which shapes alone have
     if "labels" in dataset and (dataset["labels"] in ATTRIBUTES) != own:
         takes = ", ".join(ATTRIBUTES) if own else "auto, true or false"
@@ -179,7 +181,8 @@ def check_paths_and_views(config: dict, reference: dict) -> None:
     if "augment" in config:
         size = dataset.get("image_size") or 224
         resolve_all(config["augment"], size)
-        resolve_early(config["augment"], size)
+        if dataset.get("image_size"):  # else once the images are known
+            resolve_early(config["augment"], size)
         method, two = config.get("method") or {}, "view2" in config["augment"]
         if "text" in method and two:
             raise UserError("A method with words takes one view of an image: use augment=clip.")

@@ -72,10 +72,12 @@ def do_resume(words: list[str], options: dict[str, str]) -> dict[str, Any] | int
     done = finished_epochs(run)
     if done is not None and config.epochs <= done:
         raise UserError(f"run={run} has finished its {done} epochs: add epochs={2 * done} to train on, or see {run}/report.html.")
-    commands = [*commands_of(run), *([command_line([f"run={run}", *words], {}, "resume")] if words else [])]
+    before = commands_of(run)
+    commands = [*before, *([command_line([f"run={run}", *words], {}, "resume")] if words else [])]
+    name = _name_of(before) or run.resolve().parent.name
     from ssl_zoo.train import pretrain
 
-    return finish(pretrain(config, run.resolve().parent.name, commands, resume=run))
+    return finish(pretrain(config, name, commands, resume=run))
 
 
 def do_eval(words: list[str], options: dict[str, str]) -> list[dict[str, Any]] | int:
@@ -213,6 +215,18 @@ def do_list(words: list[str], options: dict[str, str]) -> int:
 
 
 # ---------------------------------------------------------------------------------------------- helpers
+def _name_of(commands: list[str]) -> str | None:
+    """<method>_<backbone>_<dataset> of the command that started a run; None where it does not compose any more."""
+    from ssl_zoo.cli import split_options
+    from ssl_zoo.config import run_name
+
+    try:
+        options, words = split_options(shlex.split(commands[0])[1:])
+        return run_name([w for w in words if w != "pretrain"], config_dirs(options))
+    except (UserError, ValueError, IndexError):
+        return None
+
+
 def show(config: object) -> int:
     from omegaconf import OmegaConf
 

@@ -8,6 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # no right or no room to write
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.ENOSYS)
 
@@ -37,6 +42,21 @@ def whole(file: Path, previous: Path | None = None, sync: bool = True) -> Iterat
         if (refused := disk_error(e)) is not None:
             refused.filename = str(file)
         raise
+
+
+def locked(file: Path) -> IO[bytes] | None:
+    """Hold the system's lock of a file until what is returned is closed, or this process ends in whatever way; None where another process
+    holds it. A disk without locks holds nothing.
+    """
+    held = open(file, "ab")  # noqa: SIM115 -- held
+    try:
+        if fcntl is not None:
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno in (errno.EACCES, errno.EAGAIN):
+            held.close()
+            return None
+    return held
 
 
 JOINING = "joining"  # a file among the parts: an index that is there already is of these parts

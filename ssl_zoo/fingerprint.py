@@ -44,11 +44,14 @@ def _hash(value: Any) -> str:
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a result as {dotted key: value}, without folders that are only written to."""
-    found = LATER | dict(leaves(config))
+    return {k: v for k, v in (LATER | dict(leaves(config))).items() if decides(k)}
+
+
+def decides(key: str) -> bool:
+    """Whether a dotted key decides a result."""
     aside = {"run", "out", "resume", "trust", "trainer.timeout_s", *(f"data.{k}" for k in LOADING)}
     aside |= {"dataset.cache", "dataset.decoded", "data.cache", "evaluation.map"}
-    groups = ("logger.", "checkpoint.", "guard.", "preemption.")
-    return {k: v for k, v in found.items() if k not in aside and not k.startswith(groups)}
+    return key not in aside and not key.startswith(("logger.", "checkpoint.", "guard.", "preemption."))
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -71,4 +74,7 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any], paths: bool = True
     found = {k: (a.get(k, ABSENT), b.get(k, ABSENT)) for k in keys if a.get(k, ABSENT) != b.get(k, ABSENT)}
     if "epochs" in found:  # which sets it
         found.pop("trainer.max_epochs", None)
+    for key in ("trainer.devices", "trainer.num_nodes"):  # a run that SLURM or torchrun started has saved what "auto" was there
+        if "auto" in (pair := found.get(key, ())) or -1 in pair:
+            del found[key]
     return found

@@ -45,6 +45,9 @@ def refuse_taken(run: Path, resume: str | None) -> None:
         raise UserError(f"run={run} already holds a run: choose another folder, or continue it with ssl-zoo resume run={run}.")
 
 
+LOCK = ".lock"  # of a run folder, held by the process that trains into it
+
+
 def prepare(config: DictConfig, fixed: Iterable[str]) -> None:
     """Take the number of devices from torchrun or SLURM where one of them has started the processes, and set what torch reads once.
 

@@ -1,6 +1,5 @@
 """The folder of a run: a new one, the same for all ranks, and which of its checkpoints can be read."""
 
-import errno
 import logging
 import os
 import time
@@ -13,12 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from ssl_zoo.errors import UserError
-from ssl_zoo.launch import launcher, rank, refuse_taken
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from ssl_zoo.files import locked
+from ssl_zoo.launch import LOCK, launcher, rank, refuse_taken
 
 TOLD = "SSL_ZOO_RUN"  # the folder that rank 0 chose, for the processes that it starts
 
@@ -61,17 +56,11 @@ HELD: dict[Path, IO[bytes]] = {}  # the locks of this process
 
 def claim(run: Path) -> None:
     """Keep other processes from training into `run` until this one ends, in whatever way. The lock is the system's, not the file."""
-    if rank_zero_only.rank or fcntl is None:
+    if rank_zero_only.rank:
         return
-    file = open(run / ".lock", "ab")  # noqa: SIM115 -- held to the end
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        file.close()
-        if e.errno in (errno.EACCES, errno.EAGAIN):
-            raise UserError(f"run={run} is being trained by another process: let it finish, or stop it first.") from e
-        return  # a network disk without locks
-    HELD[run] = file
+    if (lock := locked(run / LOCK)) is None:
+        raise UserError(f"run={run} is being trained by another process: let it finish, or stop it first.")
+    HELD[run] = lock
 
 
 def first_speaks() -> None:

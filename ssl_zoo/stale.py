@@ -53,7 +53,8 @@ def report(places: Iterable[Path], out: Path, title: str, stale: Mapping[Path, C
             unchecked[run.folder] = now
         elif found := changes(run.config, now, paths=False):
             known[run.folder] = found
-    names = {g: list(choice_names(g)) for g in ("method", "dataset")}
+    dirs = list(dict.fromkeys(d for run in runs if Path(d := _folder(run)).is_dir()))
+    names = {g: list(choice_names(g, dirs)) for g in ("method", "dataset")}
     groups, repeats = group(runs, names, known, unchecked)
     files = write_benchmark(groups, [*problems, *repeats], out, title)
     console = Console()
@@ -63,14 +64,24 @@ def report(places: Iterable[Path], out: Path, title: str, stale: Mapping[Path, C
     return files[0]
 
 
+def _folder(run: Run) -> str:
+    """The folder of configs that a run was started with."""
+    try:
+        return split_options(shlex.split(run.commands[0])[1:])[0].get("config-dir", "")
+    except (UserError, ValueError, IndexError):
+        return ""
+
+
 def _today(run: Run, seen: dict[tuple[str, ...], dict[str, Any] | str]) -> dict[str, Any] | str:
     """The config that the commands of a run compose to now, or why they do not."""
     try:
-        options, words = split_options(shlex.split(run.commands[0])[1:])
+        lines = [shlex.split(line)[1:] for line in run.commands]
+        first = max(n for n, line in enumerate(lines) if line[:1] != ["resume"])  # resume=auto adds commands of the same config
+        options, words = split_options(lines[first])
         words = [w for w in words if w != "pretrain" and w.partition("=")[0] not in ("run", "out", "seed")]
         if run.config.get("dataset", {}).get("path"):
             words.append("dataset.path=.")  # composes wherever the images are
-        later = tuple(w for line in run.commands[1:] for w in shlex.split(line)[2:] if not w.startswith("run="))
+        later = tuple(w for line in lines[first + 1 :] for w in line[1:] if not w.startswith("run="))
         key = (options.get("config-dir", ""), *words, "then", *later)
         if key not in seen:
             seen[key] = _compose(words, later, [options["config-dir"]] if "config-dir" in options else [])

@@ -134,7 +134,8 @@ def _entries(table: dict[str, Any], chosen: dict[str, list[Any]]) -> dict[Key, l
     for entry in [*entries, *table.get("runs", [])]:
         own = {a: [v for v in _list(entry[a]) if v in chosen.get(a, _list(entry[a]))] for a in AXES if a in entry}
         for key in itertools.product(*(own.get(a, inherited[a]) for a in AXES)):
-            found[(*key, entry.get("name"))] = [*common, *_list(entry.get("overrides", []))]  # type: ignore[index]
+            run: Key = (*key, entry.get("name"))  # type: ignore[assignment]
+            found[run] = [*found.get(run, common), *_list(entry.get("overrides", []))]
     if not found:
         raise UserError("it holds no run" + (" of those chosen." if chosen else ": add method: and a name, as in method: [simclr, byol]."))
     if bad := [s for *_, s, _ in found if not RULES["seed"][0](s)]:

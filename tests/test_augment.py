@@ -145,7 +145,7 @@ def test_tables_by_view_size():
 
 
 # ---------------------------------------------------------------------------------------------- smaller at first
-def test_early_views_are_smaller_and_local_ones_are_not():
+def test_early_views_are_smaller_and_local_ones_are_not(tmp_path):
     augment = plain(compose("train", ["augment.local_crops=2"]).augment)
     assert resolve_early(augment, 32) is None
     small = resolve_early(augment | {"early_size": 24}, 32)
@@ -158,6 +158,9 @@ def test_early_views_are_smaller_and_local_ones_are_not():
             resolve_early(augment | {"early_size": size}, 32)
     with pytest.raises(UserError, match="early_size=32 is not below the 32 px"):
         compose("train", ["augment.early_size=32"])
+    words = ["method=dino", "augment.local_crops=2", "augment.early_size=24"]
+    unknown = compose("train", [*words, "dataset=folder", f"dataset.path={tmp_path}"])
+    assert unknown.dataset.image_size is None  # whose local views may be smaller
 
 
 class Sizes(Callback):

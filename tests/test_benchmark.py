@@ -19,8 +19,9 @@ from conftest import ROOT, SMOKE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_zoo.benchmark import FINISHED, RESUME, RUN, _left, plan_of
+from ssl_zoo.benchmark import BUSY, FINISHED, RESUME, RUN, _anew, _left, plan_of
 from ssl_zoo.cli import main
+from ssl_zoo.commands import _name_of
 from ssl_zoo.config import compose, override, parse, plain
 from ssl_zoo.errors import UserError
 from ssl_zoo.fingerprint import changes, config_hash, group_hash
@@ -92,6 +93,13 @@ def test_what_came_to_a_later_version_and_what_is_decided_at_the_start_is_no_cha
     assert set(changes({**now, "epochs": 1, "trainer": {**now["trainer"], "max_epochs": 1}}, now)) == {"epochs"}
 
 
+def test_devices_that_were_counted_at_the_start_are_those_asked_for():
+    now = plain(compose("train", ["trainer.devices=auto"]))
+    assert changes({**now, "trainer": {**now["trainer"], "devices": 1, "num_nodes": 1}}, now) == {}
+    two = {**now, "trainer": {**now["trainer"], "devices": 2}}
+    assert changes(two, {**two, "trainer": {**two["trainer"], "devices": 4}}) == {"trainer.devices": (2, 4)}
+
+
 # ---------------------------------------------------------------------------------------------- collecting and grouping
 def test_mean_and_sample_standard_deviation_over_seeds(tmp_path):
     for seed, knn in enumerate((80.0, 82.0, 87.0)):
@@ -131,6 +139,19 @@ def test_what_eval_found_counts_where_every_seed_was_judged_in_the_same_way(tmp_
     (row,), (problem,) = tables(tmp_path)
     assert row.measures["linear_top1"].mean == 81.5
     assert "eval/linear.json was measured after 1 epochs" in problem.reason
+
+
+def test_a_protocol_that_no_run_ends_with_has_no_mean_over_different_settings(tmp_path):
+    for seed, (top1, length) in enumerate(((90.0, 50), (60.0, 1))):
+        run = write_run(tmp_path / f"seed{seed}", seed=seed)
+        (run / "eval").mkdir()
+        found = {"protocol": "finetune", "settings": {"epochs": length}, "top1": top1, "epochs": 3}
+        (run / "eval" / "finetune.json").write_text(json.dumps(found))
+    (row,), _ = tables(tmp_path)
+    assert "finetune_top1" not in row.measures
+    found["settings"] = {"epochs": 50}
+    (run / "eval" / "finetune.json").write_text(json.dumps(found))
+    assert tables(tmp_path)[0][0].measures["finetune_top1"].mean == 75.0
 
 
 def test_other_protocols_get_columns_of_their_own(tmp_path):
@@ -378,6 +399,35 @@ def test_a_row_whose_recipe_has_changed_is_stale(tmp_path, capsys, monkeypatch):
     assert len(Path("there/runs.csv").read_text().splitlines()) == 3
 
 
+def test_commands_of_a_run_that_went_on_by_itself_are_not_taken_for_changes(tmp_path, capsys, monkeypatch):
+    """resume=auto adds the command that it was given, which may be written otherwise; what `resume` was given comes after it."""
+    monkeypatch.chdir(tmp_path)
+    auto = "ssl-zoo backbone=tiny epochs=3 resume=auto"
+    write_run(Path("runs/a"), ["epochs=9"], command=f"ssl-zoo epochs=3\n{auto}\nssl-zoo resume run=x epochs=9")
+    write_run(Path("runs/b"), ["epochs=3"], seed=1, command=f"ssl-zoo epochs=3\nssl-zoo resume run=x epochs=2\n{auto}")
+    assert run_main("report", "runs=runs") == 0
+    assert "†" not in Path("runs/report/table.md").read_text()
+
+
+def test_names_of_the_configs_of_a_user_are_taken_apart(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "method").mkdir(parents=True)
+    (tmp_path / "mine" / "method" / "my_simclr.yaml").write_text((ROOT / "conf/method/simclr.yaml").read_text())
+    command = "ssl-zoo --config-dir mine method=my_simclr epochs=3"
+    write_run(Path("runs/a"), ["epochs=3"], command=command, name="my_simclr_tiny_shapes")
+    assert run_main("report", "runs=runs") == 0
+    assert "| my_simclr † | tiny | shapes |" in Path("runs/report/table.md").read_text()
+
+
+def test_a_resumed_run_keeps_the_name_of_its_first_command(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "my_simclr.yaml").write_text((ROOT / "conf/method/simclr.yaml").read_text())
+    assert _name_of(["ssl-zoo method=byol 'run=a b/c'", "ssl-zoo resume run=x epochs=3"]) == "byol_tiny_shapes"
+    assert _name_of([f"ssl-zoo pretrain --config-dir {tmp_path} method=my_simclr"]) == "my_simclr_tiny_shapes"
+    for gone in ([], ["ssl-zoo method=gone"], ["ssl-zoo 'method"], ["\\"]):
+        assert _name_of(gone) is None
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
@@ -420,6 +470,9 @@ runs:
     assert found["byol_tiny_shapes+alone", 0].config["method"]["predictor"] is False
     assert found["simclr_tiny_shapes", 1].words == ("method=simclr", "epochs=5", "epochs=6", "seed=1")
     assert (suite.name, suite.protocols) == ("mine", ["knn"])
+    more = load_suite(suite_file(tmp_path, text + "  - {method: [simclr, byol], overrides: [optimizer.base_lr=0.5]}\n"), [], [])
+    twice = {(c.name, c.seed): c.config for c in more.cells}["byol_tiny_shapes", 1]
+    assert (twice["batch_size"], twice["optimizer"]["base_lr"]) == (64, 0.5)  # of both entries that name it
     last = suite.cells[-1]
     assert last.config == plain(compose("train", list(last.words)))
 
@@ -538,6 +591,40 @@ def test_the_state_of_a_cell(tmp_path, cell):
     assert plan_of(cell, root).state == RESUME
     (base / "summary.json").unlink()
     assert plan_of(cell, root).state == RESUME
+    (base / "checkpoints" / "last.ckpt").rename(base / "checkpoints" / "previous.ckpt")
+    assert plan_of(cell, root).state == RESUME
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = suite_file(tmp_path, "method: simclr\noverrides: [epochs=3]\n")
+    cell = load_suite(file, [], []).cells[0]
+    run = write_run(Path("runs/mine/simclr_tiny_shapes/seed0"))
+    (run / "summary.json").unlink()
+    hold = "import pathlib, sys, ssl_zoo.files as f; lock = f.locked(pathlib.Path(sys.argv[1])); print(lock.name, flush=True); input()"
+    words, env = [sys.executable, "-c", hold, str(run / ".lock")], {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as other:
+        other.stdout.readline()
+        monkeypatch.setattr(subprocess, "Popen", lambda *a: pytest.fail("it is being trained"))
+        assert plan_of(cell, Path("runs/mine")).state == BUSY
+        assert run_main("benchmark", f"suite={file}") == 1
+        assert "0 of 1 runs finished; being trained by another process: simclr_tiny_shapes seed 0" in capsys.readouterr().out
+        assert (run / "config.yaml").is_file()
+        other.communicate(b"\n")
+    assert plan_of(cell, Path("runs/mine")).state == RUN
+
+
+def test_words_that_decide_no_result_reach_a_run_that_is_resumed(tmp_path):
+    root = tmp_path / "out"
+    file = suite_file(tmp_path, "method: simclr\noverrides: [epochs=3, checkpoint.every_n_steps=7]\n")
+    run = write_run(root / "simclr_tiny_shapes" / "seed0", ["epochs=3", "checkpoint.every_n_steps=7"])
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").touch()
+    (run / "summary.json").unlink()
+    (cell,) = load_suite(file, ["data.resident=false", "guard.nonfinite=skip", "trust=[a]", "data.workers=auto"], []).cells
+    plan = plan_of(cell, root)
+    assert plan.state == RESUME
+    assert _anew(plan) == ["data.resident=false", "guard.nonfinite=skip"]
 
 
 def test_a_run_of_another_config_is_never_reused_and_never_touched(tmp_path, cell):
@@ -602,7 +689,7 @@ def test_every_job_gets_its_folder_and_failed_ones_are_named(tmp_path, capsys, m
             self.words = words
 
         def wait(self):
-            if "method=byol" in self.words:
+            if "method=byol" in self.words or "protocol=knn" in self.words:
                 return 1
             if self.words[3] == "pretrain":
                 run = Path(self.words[-1].removeprefix("run="))
@@ -619,7 +706,8 @@ def test_every_job_gets_its_folder_and_failed_ones_are_named(tmp_path, capsys, m
         ["pretrain", "method=byol", "epochs=3", "seed=0", "run=runs/mine/byol_tiny_shapes/seed0"],
     ]
     assert (
-        f"1 of 2 runs finished; failed: byol_tiny_shapes seed 0. Try again with: ssl-zoo benchmark suite={file}" in capsys.readouterr().out
+        "1 of 2 runs finished; failed: simclr_tiny_shapes seed 0 (eval knn), byol_tiny_shapes seed 0. "
+        f"Try again with: ssl-zoo benchmark suite={file}" in capsys.readouterr().out
     )
     started.clear()
     place = Path(run.removeprefix("run="))

@@ -167,6 +167,8 @@ ANSWERS = {
     "epochs": "neither a verb nor an override",
     "epochs=[": "Cannot read 'epochs=['",
     "recipe=nothing": "There is no recipe 'nothing'",
+    "out=null": "out=null does not work: runs go into a folder there",
+    "optimizer.eps=0": "optimizer.eps takes null or a number above 0",
     "method=null": "method=null does not work",
     "=3": "neither a verb nor an override",
     "~trainer.compile": "trainer.compile is needed",

@@ -438,11 +438,25 @@ def test_cifar_is_read_from_parquet_files(tmp_path, name, classes, image, label)
     late = Torchvision(name, str(tmp_path / "data"), cache=str(tmp_path / "cache"), decoded=False)
     assert isinstance(late.load("train").pixels, OnDemand)
     other = {"CIFAR10": "CIFAR100", "CIFAR100": "CIFAR10"}[name]
-    with pytest.raises(UserError, match=f"files of {classes} classes, and {other} has"):
+    with pytest.raises(UserError, match=f"files of {classes} classes, where .* are needed for {other}: use dataset=parquet"):
         Torchvision(other, str(tmp_path / "data"), cache=str(tmp_path / "cache")).load("train")
     (tmp_path / "data/plain_text/test-00000-of-00001.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match="cannot be read as parquet"):
         Torchvision(name, str(tmp_path / "data"), cache=str(tmp_path / "cache")).load("test")
+
+
+@pytest.mark.parametrize("missing", ["train", "test"])
+def test_half_of_cifar_is_not_split_anew(tmp_path, missing):
+    hub(tmp_path, 10, "img", "label")
+    (tmp_path / f"{missing}-00000-of-00001.parquet").unlink()
+    with pytest.raises(UserError, match="only one split, where files or folders named train and test are needed for CIFAR10"):
+        Torchvision("CIFAR10", str(tmp_path))
+
+
+def test_other_columns_than_those_of_cifar_are_named(tmp_path):
+    hub(tmp_path, 10, "pixels", "labels")
+    with pytest.raises(UserError, match="columns pixels, labels, where image or img and label or fine_label are needed"):
+        Torchvision("CIFAR10", str(tmp_path))
 
 
 def test_parquet_files_beside_a_download_are_another_data_set(tmp_path):

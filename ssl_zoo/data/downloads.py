@@ -14,6 +14,7 @@ from ssl_zoo.data.parquet import Parquet
 from ssl_zoo.errors import UserError
 
 CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "STL10": 10}
+COLUMNS = (("image", "img"), ("label", "fine_label"))  # of images and labels on the hub
 
 
 class Torchvision:
@@ -61,14 +62,19 @@ class Torchvision:
             names = pq.read_schema(files[0]).names
         except (pa.ArrowException, OSError):  # Parquet says so
             names = []
-        image, label = (next((n for n in known if n in names), known[0]) for known in (("image", "img"), ("label", "fine_label")))
-        return Parquet(str(self.path), self.image_size, image, label, cache=cache, decoded=decoded)
+        image, label = (next((n for n in known if n in names), None) for known in COLUMNS)
+        if names and not (image and label):
+            raise self._other(f"columns {', '.join(names)}, where {' and '.join(' or '.join(known) for known in COLUMNS)} are needed")
+        source = Parquet(str(self.path), self.image_size, image or "image", label or "label", cache=cache, decoded=decoded)
+        if not source.tests:
+            raise self._other("only one split, where files or folders named train and test are needed")
+        return source
+
+    def _other(self, found: str) -> UserError:
+        """What to say of parquet files of something else, whose numbers would stand under the name of this data set."""
+        return UserError(f"dataset.path={self.path} holds parquet files of {found} for {self.name}: use dataset=parquet for other images.")
 
     def _checked(self, images: Images) -> Images:
-        """Refuses parquet files of something else, whose numbers would stand under the name of this data set."""
         if images.num_classes != CLASSES[self.name]:
-            raise UserError(
-                f"dataset.path={self.path} holds parquet files of {images.num_classes} classes, and {self.name} has {CLASSES[self.name]}: "
-                f"use dataset=parquet for other images."
-            )
+            raise self._other(f"{images.num_classes} classes, where {CLASSES[self.name]} are needed")
         return images

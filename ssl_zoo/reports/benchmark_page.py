@@ -15,7 +15,7 @@ from ssl_zoo.reports.published import Published
 from ssl_zoo.reports.table import HEAD, NOTE, STALE, columns, command, cost, head, markdown, protocols, stale_notes
 from ssl_zoo.reports.table_files import group_csv, latex, run_csv
 
-LEAD = "Rows marked † are stale and do not compete. Minutes count from the last start of a run, on the machine that it ran on."
+LEAD = "Rows marked † are stale and do not compete. Minutes are of all starts of a run together, on the machine that it ran on."
 OTHERS = "Published numbers come from other code under other protocols and are shown for orientation only."
 
 

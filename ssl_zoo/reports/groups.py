@@ -105,8 +105,11 @@ def _group(runs: list[Run], names: Mapping[str, list[str]], stale: Mapping, unch
     for column in dict.fromkeys([*columns, *(c for r in runs for c in r.judged)]):
         # what `ssl-zoo eval` found only where every seed was judged in the same way: two protocols make no mean
         judged = [r.judged[column] for r in runs if column in r.judged]
-        whole = len(judged) == len(runs) and len({j.protocol for j in judged}) == 1
-        results = judged if whole or column not in columns else [r.at_end[column] for r in runs if column in r.at_end]
+        alike = len({j.protocol for j in judged}) == 1
+        at_end = [r.at_end[column] for r in runs if column in r.at_end]
+        results = judged if alike and (len(judged) == len(runs) or not at_end) else at_end
+        if not results:
+            continue
         values = tuple(r.value for r in results)
         std = statistics.stdev(values) if len(values) > 1 else None
         how = "; ".join(dict.fromkeys(r.protocol for r in results))
