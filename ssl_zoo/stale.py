@@ -76,9 +76,7 @@ def _today(run: Run, seen: dict[tuple[str, ...], dict[str, Any] | str]) -> dict[
     """The config that the commands of a run compose to now, or why they do not."""
     try:
         lines = [shlex.split(line)[1:] for line in run.commands]
-        first = max(
-            (n for n, line in enumerate(lines) if line[:1] != ["resume"]), default=0
-        )  # resume=auto adds commands of the same config
+        first = max((n for n, line in enumerate(lines) if line[:1] != ["resume"]), default=0)  # resume=auto adds commands, of one config
         options, words = split_options(lines[first])
         words = [w for w in words if w != "pretrain" and w.partition("=")[0] not in ("run", "out", "seed")]
         if run.config.get("dataset", {}).get("path"):
