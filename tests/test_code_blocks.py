@@ -1,8 +1,8 @@
 """Every code block of README.md and docs/ is run, in order, in a folder that holds what its page speaks of.
 
 A new block is run by default. What cannot be run everywhere is in ELSEWHERE, and is only composed or parsed. Training is shortened by
-SHORT, and that of the tutorials, whose output is compared but for its numbers, to an eighth of its epochs. With SSL_ZOO_TUTORIALS=1 they
-run as they are written.
+SHORT, and that of the tutorials, whose output is compared but for its numbers, by FEWER images and to an eighth of its epochs. With
+SSL_ZOO_TUTORIALS=1 they run as they are written.
 """
 
 import csv
@@ -49,8 +49,9 @@ SLOW = (TUTORIAL, "docs/methods/*", "docs/adding_a_*", "docs/words.md", "docs/ex
 LONG = r"ssl-zoo (-m|benchmark) "  # steps that are run in the slow tests only
 STANDS_FOR = {
     "dataset=parquet dataset.path=photos": "dataset=parquet dataset.path=tables",
-    "backbone=resnet18,vit_s": "backbone=tiny,vit_t",
+    "backbone=resnet18,vit_s seed=0,1": "backbone=tiny,vit_t",
 }
+FEWER = {"train_size=3000": "train_size=600"}  # images in the tutorials
 PLACED = {  # the finished runs that pages speak of
     "runs/simclr_tiny_shapes/20260101-120000": [],
     "runs/mine": ["backbone=resnet18", "backbone.stem=model"],
@@ -127,6 +128,8 @@ def without_numbers(text: str) -> list[str]:
 
 
 def run(step: Step, cwd: Path, kept: Path, tutorial: bool) -> subprocess.CompletedProcess:
+    for said, instead in ((FEWER if not AS_WRITTEN else {}) if tutorial else STANDS_FOR).items():
+        step = Step(step.kind, step.text.replace(said, instead), step.line)
     if step.kind == "python":
         return run_python(step.text, cwd, kept)
     if step.kind == "bash":
@@ -135,8 +138,6 @@ def run(step: Step, cwd: Path, kept: Path, tutorial: bool) -> subprocess.Complet
         return told(step, cwd, kept)
     if tutorial:
         return run_command(step, step.words if AS_WRITTEN else eighth(step.words), cwd, kept)
-    for said, instead in STANDS_FOR.items():
-        step = Step(step.kind, step.text.replace(said, instead), step.line)
     return run_command(step, step.words + shortened(step.words), cwd, kept)
 
 
