@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +155,14 @@ def compose(name: str, overrides: list[str], config_dirs: Iterable[str] = ()) ->
 def _compose(name: str, overrides: list[Override], loader: ConfigLoader) -> DictConfig:
     groups, values = _split(overrides, loader, multirun=False)
     lines = _lines(groups, loader)
-    first = composed(name, lines, return_hydra_config=True)
+    first = _read(name, lines, loader, return_hydra_config=True)
     choices = {g: c for g, c in first.hydra.runtime.choices.items() if not g.startswith("hydra/")}
     chosen = {o.key_or_group for o in groups}
     if choices.get("optimizer") == "auto":
         choices["optimizer"] = _optimizer_for(first, values, str(choices.get("method")))
         lines.append(f"optimizer={choices['optimizer']}")
     untuned = [f"~{g}" for g in ("recipe", "experiment") if choices.pop(g, None)]
-    reference = composed(name, [*untuned, *(f"{g}={c}" for g, c in choices.items() if c and "@" not in g)])
+    reference = _read(name, [*untuned, *(f"{g}={c}" for g, c in choices.items() if c and "@" not in g)], loader)
     known = plain(reference)
 
     final = []
@@ -185,6 +186,15 @@ def _compose(name: str, overrides: list[Override], loader: ConfigLoader) -> Dict
     check_values({k: v for k, v in whole.items() if k not in added}, known)
     check_paths_and_views(whole, known)
     return config
+
+
+def _read(name: str, lines: list[str], loader: ConfigLoader, **options: Any) -> DictConfig:
+    """What group choices compose to, only to be read: kept where it is made of our own files, which stay as they are."""
+    own = all(place.provider != "user" for place in loader.get_search_path().get_path())
+    return (_kept if own else composed)(name, tuple(lines), **options)
+
+
+_kept = lru_cache(maxsize=256)(composed)
 
 
 def is_known(config: dict, key: str) -> bool:
@@ -231,7 +241,7 @@ def run_name(overrides: list[str], config_dirs: Iterable[str] = ()) -> str:
     """<method>_<backbone>_<dataset> of a command that composes."""
     with _hydra(config_dirs) as loader:
         groups, values = _split(parse(overrides), loader, multirun=False)
-        choices = composed("train", _lines(groups, loader), return_hydra_config=True).hydra.runtime.choices
+        choices = _read("train", _lines(groups, loader), loader, return_hydra_config=True).hydra.runtime.choices
     parts = [str(choices[g]) for g in ("method", "backbone", "dataset")]
     if parts[1] == "timm":
         parts[1] = next((str(o.value()) for o in values if o.key_or_group == "backbone.name"), "timm")

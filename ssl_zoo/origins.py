@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
@@ -44,10 +44,10 @@ def own_plugins() -> Iterator[None]:
             sys.modules["hydra_plugins"] = before
 
 
-def composed(name: str, lines: list[str], **options: Any) -> DictConfig:
+def composed(name: str, lines: Iterable[str], **options: Any) -> DictConfig:
     """What Hydra composes, whose values are plain or name other keys."""
     try:
-        config = hydra.compose(name, lines, **options)
+        config = hydra.compose(name, list(lines), **options)
     except (HydraException, OmegaConfBaseException, UserError):
         raise
     except Exception as e:  # Hydra has more kinds of errors for words that it does not understand

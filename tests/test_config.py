@@ -419,3 +419,17 @@ def test_a_fast_recipe_is_the_plain_one_but_for_how_fast_it_goes(recipe):
     assert differ <= {"epochs", "trainer.max_epochs", "batch_size", "trainer.compile", "augment.early_size", "augment.early_share"}
     assert fast["augment.early_size"] < 32
     assert fast["epochs"] < usual["epochs"]
+
+
+def test_what_is_kept_of_a_composition_is_neither_changed_nor_out_of_date(tmp_path):
+    before = compose("train", ["method=byol"])
+    wanted = plain(before)
+    before.method.momentum, before.optimizer.name = 0.5, "other"
+    assert plain(compose("train", ["method=byol"])) == wanted
+    file = tmp_path / "method" / "mine.yaml"
+    file.parent.mkdir()
+    text = (ROOT / "conf/method/simclr.yaml").read_text()
+    for width in (64, 96):
+        file.write_text(re.sub(r"hidden_dim: \S+", f"hidden_dim: {width}", text))
+        assert compose("train", ["method=mine", "recipe=none"], [str(tmp_path)]).method.hidden_dim == width
+    assert compose("train", ["method=simclr", "recipe=none"]).method.hidden_dim not in (64, 96)
