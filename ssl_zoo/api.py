@@ -49,7 +49,7 @@ AS_THEY_STAND = {  # what a command reads without Hydra's grammar
 def _call(verb: str, overrides: tuple[str, ...], values: dict[str, Any], config_dir: AnyPath | None) -> Any:
     from ssl_zoo.cli import of_the_system
     from ssl_zoo.commands import HANDLERS
-    from ssl_zoo.config import override
+    from ssl_zoo.overrides import override
 
     raw = AS_THEY_STAND.get(verb, ())
     values = {k: v for k, v in values.items() if v is not None or k not in raw}
@@ -128,7 +128,7 @@ def report(**values: Any) -> Path:
 
 def benchmark(suite: AnyPath, *overrides: str, config_dir: AnyPath | None = None, **values: Any) -> Path:
     """Train and judge all runs of a suite that are not finished. Returns the page of their table. Raises `Ended` where a run failed."""
-    from ssl_zoo.config import override
+    from ssl_zoo.overrides import override
     from ssl_zoo.suite import load_suite
 
     if _call("benchmark", overrides, {"suite": suite, **values}, config_dir):

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_zoo.commands import command_line, config_dirs
-from ssl_zoo.config import override
+from ssl_zoo.command_line import command_line, config_dirs
 from ssl_zoo.continued import has_checkpoint
 from ssl_zoo.errors import Ended, UserError
 from ssl_zoo.files import locked
 from ssl_zoo.fingerprint import ABSENT, changes, config_hash, decides, leaves
 from ssl_zoo.launch import LOCK, refuse_many
 from ssl_zoo.multirun import wait
+from ssl_zoo.overrides import override
 from ssl_zoo.saved import RESUMABLE
 from ssl_zoo.suite import Cell, Suite, load_suite
 

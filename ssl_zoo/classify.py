@@ -6,9 +6,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ssl_zoo.config import compose, parse, plain
+from ssl_zoo.config import compose, plain
 from ssl_zoo.errors import UserError, one_line
 from ssl_zoo.judging import knows_words
+from ssl_zoo.overrides import parse
 from ssl_zoo.prompts import PLACE, templates
 from ssl_zoo.saved import load_run
 from ssl_zoo.word_lists import word_list

@@ -6,6 +6,7 @@ import sys
 import time
 
 from ssl_zoo import __version__
+from ssl_zoo.command_line import split_options
 from ssl_zoo.errors import Ended, UserError, one_line
 from ssl_zoo.files import REFUSED
 
@@ -128,33 +129,6 @@ def run(argv: list[str]) -> int:
 
     found = HANDLERS[verb](words, options)
     return found if isinstance(found, int) else 0
-
-
-def split_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Options ({name: value}) and the other words."""
-    options: dict[str, str] = {}
-    words: list[str] = []
-    short = {"-h": "--help", "-m": "--multirun", "-c": "--cfg"}
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("-"):
-            words.append(word)
-            continue
-        name, _, value = short.get(word, word).partition("=")
-        if name in ("--help", "--version", "--multirun"):
-            options[name[2:]] = ""
-        elif name in ("--cfg", "--config-dir"):
-            if not value and (not rest or "=" in rest[0] or rest[0].startswith("-")):
-                raise UserError(f"{name} needs a value: {'--cfg job' if name == '--cfg' else '--config-dir FOLDER'}.")
-            options[name[2:]] = value or rest.pop(0)
-        else:
-            from ssl_zoo.checks import unknown
-
-            raise unknown("option", word, ["--help", "--version", "--multirun", "--cfg", "--config-dir", "-m", "-h"])
-    if options.get("cfg", "job") != "job":
-        raise UserError("--cfg takes the word job: ssl-zoo ... --cfg job prints the composed config.")
-    return options, words
 
 
 def help_page() -> str:

@@ -4,24 +4,15 @@ needs torch is imported last, once the command is known to be good.
 
 import errno
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ssl_zoo.command_line import command_line, config_dirs, take_run
 from ssl_zoo.errors import UserError
 
 GROUPS = ("method", "backbone", "dataset", "augment", "optimizer", "trainer", "logger", "evaluation", "recipe", "experiment", "protocol")
 LISTED = (*GROUPS, "suite", "sweep")
-
-
-def command_line(words: list[str], options: dict[str, str], verb: str = "") -> str:
-    folder = ["--config-dir", options["config-dir"]] if "config-dir" in options else []
-    return shlex.join(["ssl-zoo", *([verb] if verb else []), *folder, *words])
-
-
-def config_dirs(options: dict[str, str]) -> list[str]:
-    return [options["config-dir"]] if "config-dir" in options else []
 
 
 # ---------------------------------------------------------------------------------------------- verbs
@@ -60,7 +51,7 @@ def do_pretrain(words: list[str], options: dict[str, str]) -> dict[str, Any] | i
 def do_resume(words: list[str], options: dict[str, str]) -> dict[str, Any] | int:
     from ssl_zoo.continued import has_checkpoint
     from ssl_zoo.launch import prepare
-    from ssl_zoo.saved import commands_of, load_run
+    from ssl_zoo.saved import commands_of, load_run, name_of
 
     run, words = take_run(words, "resume")
     config = load_run(run, words)
@@ -74,7 +65,7 @@ def do_resume(words: list[str], options: dict[str, str]) -> dict[str, Any] | int
         raise UserError(f"run={run} has finished its {done} epochs: add epochs={2 * done} to train on, or see {run}/report.html.")
     before = commands_of(run)
     commands = [*before, *([command_line([f"run={run}", *words], {}, "resume")] if words else [])]
-    name = _name_of(before) or run.resolve().parent.name
+    name = name_of(before) or run.resolve().parent.name
     from ssl_zoo.train import pretrain
 
     return finish(pretrain(config, name, commands, resume=run))
@@ -215,33 +206,11 @@ def do_list(words: list[str], options: dict[str, str]) -> int:
 
 
 # ---------------------------------------------------------------------------------------------- helpers
-def _name_of(commands: list[str]) -> str | None:
-    """<method>_<backbone>_<dataset> of the command that started a run; None where it does not compose any more."""
-    from ssl_zoo.cli import split_options
-    from ssl_zoo.config import run_name
-
-    try:
-        options, words = split_options(shlex.split(commands[0])[1:])
-        return run_name([w for w in words if w != "pretrain"], config_dirs(options))
-    except (UserError, ValueError, IndexError):
-        return None
-
-
 def show(config: object) -> int:
     from omegaconf import OmegaConf
 
     print(OmegaConf.to_yaml(config), end="")
     return 0
-
-
-def take_run(words: list[str], verb: str) -> tuple[Path, list[str]]:
-    """The folder of run=... and the other words."""
-    runs = [w.partition("=")[2] for w in words if w.startswith("run=")]
-    if len(runs) != 1 or not runs[0]:
-        raise UserError(f"{verb} needs one run folder: ssl-zoo {verb} run=runs/<name>/<time>.")
-    if not Path(runs[0]).is_dir():
-        raise UserError(f"run={runs[0]} is not a folder.")
-    return Path(runs[0]), [w for w in words if not w.startswith("run=")]
 
 
 def finished_epochs(run: Path) -> int | None:

@@ -11,15 +11,15 @@ from typing import Any
 import hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_zoo.checks import check_metric, check_packages, check_paths_and_views, check_target, check_values, targets, unknown
-from ssl_zoo.errors import UserError, one_line
+from ssl_zoo.errors import UserError
 from ssl_zoo.origins import Folders, composed, own_plugins, refuse_resolvers
+from ssl_zoo.overrides import parse
 from ssl_zoo.prompts import conf_dir, shipped
 
 NAMES_A_RECIPE = ("method", "backbone", "dataset", "recipe", "experiment")
@@ -44,41 +44,6 @@ def _hydra(config_dirs: Iterable[str]) -> Iterator[ConfigLoader]:
             loader.config_search_path.prepend("user", f"file://{Path(folder).resolve()}", anchor="main")
         loader.repository = Folders(loader.config_search_path)
         yield loader
-
-
-def parse(overrides: list[str]) -> list[Override]:
-    for text in overrides:
-        if ("=" not in text and not text.startswith("~")) or text.startswith("="):
-            raise UserError(f"'{text}' is neither a verb nor an override of the form key=value; see ssl-zoo --help.")
-    try:
-        return OverridesParser.create().parse_overrides(overrides)
-    except OverrideParseException as e:
-        raise UserError(f"Cannot read '{str(e.override)[:160]}': write key=value, with quotes round special characters.") from e
-    except Exception as e:  # of Hydra's parser: a number of 5,000 digits, for one
-        raise UserError(f"The command cannot be read ({one_line(e)[:200]}): write key=value, with quotes round special characters.") from e
-
-
-def override(key: str, value: Any) -> str:
-    """key=value as Hydra reads it back, whatever the value holds: text, a path, a number, true, null, or a list or table of these."""
-    return f"{key}={_quoted(value)}"
-
-
-def _quoted(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{_quoted(k)}:{_quoted(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(_quoted, value)) + "]"
-    text = str(value)
-    if ("/" in text and re.fullmatch(r"[\w./+-]+", text, re.ASCII)) or (
-        re.fullmatch(r"[A-Za-z_][\w.-]*", text, re.ASCII) and text.lower() not in ("null", "true", "false", "nan", "inf")
-    ):
-        return text
-    quoted = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")  # elsewhere a backslash is one
-    return f"'{quoted}'"
 
 
 def plain(config: DictConfig) -> dict:

@@ -9,11 +9,13 @@ from types import FrameType
 
 from omegaconf import DictConfig
 
-from ssl_zoo.commands import command_line, config_dirs, show
-from ssl_zoo.config import compose, expand, override, parse, run_name
+from ssl_zoo.command_line import command_line, config_dirs
+from ssl_zoo.commands import show
+from ssl_zoo.config import compose, expand, run_name
 from ssl_zoo.continued import has_checkpoint
 from ssl_zoo.errors import Ended, UserError
 from ssl_zoo.launch import refuse_many
+from ssl_zoo.overrides import override, parse
 from ssl_zoo.slurm import job_id
 
 PASSED_ON = [getattr(signal, n) for n in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, n)]

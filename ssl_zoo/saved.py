@@ -1,6 +1,7 @@
 """config.yaml of a run folder: written whole or not at all, read back as something that may have been tampered with."""
 
 import math
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,11 +10,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_zoo.checks import check_paths_and_views, check_values, unknown
-from ssl_zoo.config import all_keys, check_complete, compose, is_known, parse, plain
+from ssl_zoo.command_line import config_dirs, split_options
+from ssl_zoo.config import all_keys, check_complete, compose, is_known, plain, run_name
 from ssl_zoo.errors import UserError
 from ssl_zoo.files import whole
 from ssl_zoo.foreign_yaml import checked
 from ssl_zoo.origins import refuse_resolvers
+from ssl_zoo.overrides import parse
 
 RESUMABLE = ("epochs", "trust", "data.resident", "data.workers", "data.worker_kind", "data.cache", "evaluation.", "logger.", "trainer.",
              "checkpoint.", "dataset.path", "dataset.cache", "guard.", "preemption.", "batch_size", "chunk_size")  # fmt: skip
@@ -36,6 +39,15 @@ def commands_of(run: Path) -> list[str]:
     """The commands that made a run, oldest first."""
     lines = (run / "config.yaml").read_text(encoding="utf-8").splitlines()
     return [line[2:] for line in lines if line.startswith("# ")]
+
+
+def name_of(commands: list[str]) -> str | None:
+    """<method>_<backbone>_<dataset> of the command that started a run; None where it does not compose any more."""
+    try:
+        options, words = split_options(shlex.split(commands[0])[1:])
+        return run_name([w for w in words if w != "pretrain"], config_dirs(options))
+    except (UserError, ValueError, IndexError):
+        return None
 
 
 def load_run(run: str | Path, overrides: Iterable[str] = (), trust: Iterable[str] = ()) -> DictConfig:

@@ -9,11 +9,12 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from ssl_zoo.cli import split_options
-from ssl_zoo.config import choice_names, compose, parse, plain
+from ssl_zoo.command_line import config_dirs, split_options
+from ssl_zoo.config import choice_names, compose, plain
 from ssl_zoo.errors import UserError
 from ssl_zoo.fingerprint import changes
 from ssl_zoo.origins import refuse_resolvers
+from ssl_zoo.overrides import parse
 from ssl_zoo.reports.benchmark_page import write_benchmark
 from ssl_zoo.reports.collect import Run, collect
 from ssl_zoo.reports.groups import group
@@ -84,7 +85,7 @@ def _today(run: Run, seen: dict[tuple[str, ...], dict[str, Any] | str]) -> dict[
         later = tuple(w for line in lines[first + 1 :] for w in line[1:] if not w.startswith("run="))
         key = (options.get("config-dir", ""), *words, "then", *later)
         if key not in seen:
-            seen[key] = _compose(words, later, [options["config-dir"]] if "config-dir" in options else [])
+            seen[key] = _compose(words, later, config_dirs(options))
         now = seen[key]
     except (UserError, ValueError, IndexError) as e:
         return str(e) or "its command is not known"

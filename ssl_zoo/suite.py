@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from ssl_zoo.checks import RULES, unknown
-from ssl_zoo.config import choice_names, compose, conf_dir, parse, plain, run_name
+from ssl_zoo.config import choice_names, compose, conf_dir, plain, run_name
 from ssl_zoo.errors import UserError
 from ssl_zoo.foreign_yaml import checked
+from ssl_zoo.overrides import parse
 
 NAMES = ("method", "backbone", "dataset")
 AXES = (*NAMES, "seed")

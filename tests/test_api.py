@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ssl_zoo import api
 from ssl_zoo.cli import VERBS
-from ssl_zoo.config import override, parse
+from ssl_zoo.overrides import override, parse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=12).filter(lambda t: "${" not in t)

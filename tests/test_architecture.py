@@ -14,7 +14,7 @@ FLOORS = {
     "__main__": 5, "suite": 5, "benchmark": 5, "commands": 5, "stale": 5, "shortage": 5,
     "starting": 5, "exporting": 5, "launch": 5, "slurm": 5, "submit": 5, "facts": 5,
     "words": 5, "word_protocols": 5, "classify": 5, "loading": 5, "__init__": 5,
-    "compiled": 5, "api": 5, "instance": 5, "embedding": 5, "searching": 5,
+    "compiled": 5, "api": 5, "instance": 5, "embedding": 5, "searching": 5, "command_line": 5, "overrides": 5,
     "callbacks": 4, "export": 4, "formats": 4, "open_clip_folder": 4, "reports": 4,
     "methods": 3,
     "data": 2, "augment": 2, "evaluation": 2,

@@ -21,17 +21,17 @@ from hypothesis import strategies as st
 
 from ssl_zoo.benchmark import BUSY, FINISHED, RESUME, RUN, _anew, _left, plan_of
 from ssl_zoo.cli import main
-from ssl_zoo.commands import _name_of
-from ssl_zoo.config import compose, override, parse, plain
+from ssl_zoo.config import compose, plain
 from ssl_zoo.errors import UserError
 from ssl_zoo.fingerprint import changes, config_hash, group_hash
+from ssl_zoo.overrides import override, parse
 from ssl_zoo.reports.benchmark_page import render, write_benchmark
 from ssl_zoo.reports.collect import Problem, Run, collect
 from ssl_zoo.reports.groups import Group, Measure, group, split_name
 from ssl_zoo.reports.published import _all, published
 from ssl_zoo.reports.table import command, markdown
 from ssl_zoo.reports.table_files import escape_latex, latex
-from ssl_zoo.saved import save_config
+from ssl_zoo.saved import name_of, save_config
 from ssl_zoo.suite import load_suite
 
 NAMES = {"method": ["simclr", "moco", "moco_v3", "byol"], "dataset": ["shapes", "cifar10"]}
@@ -422,10 +422,10 @@ def test_names_of_the_configs_of_a_user_are_taken_apart(tmp_path, capsys, monkey
 def test_a_resumed_run_keeps_the_name_of_its_first_command(tmp_path):
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "my_simclr.yaml").write_text((ROOT / "conf/method/simclr.yaml").read_text())
-    assert _name_of(["ssl-zoo method=byol 'run=a b/c'", "ssl-zoo resume run=x epochs=3"]) == "byol_tiny_shapes"
-    assert _name_of([f"ssl-zoo pretrain --config-dir {tmp_path} method=my_simclr"]) == "my_simclr_tiny_shapes"
+    assert name_of(["ssl-zoo method=byol 'run=a b/c'", "ssl-zoo resume run=x epochs=3"]) == "byol_tiny_shapes"
+    assert name_of([f"ssl-zoo pretrain --config-dir {tmp_path} method=my_simclr"]) == "my_simclr_tiny_shapes"
     for gone in ([], ["ssl-zoo method=gone"], ["ssl-zoo 'method"], ["\\"]):
-        assert _name_of(gone) is None
+        assert name_of(gone) is None
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from conftest import ROOT, command
 from PIL import Image
 
 from ssl_zoo.classify import classify_config
-from ssl_zoo.cli import split_options
+from ssl_zoo.command_line import split_options
 from ssl_zoo.config import compose, expand
 from ssl_zoo.data.shapes import Shapes
 from ssl_zoo.embedding import embed_config

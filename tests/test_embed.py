@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ssl_zoo
-from ssl_zoo.config import override
 from ssl_zoo.data.images import Images
 from ssl_zoo.data.ondemand import OnDemand
 from ssl_zoo.embedding import check_embed, embed, embed_config
@@ -21,6 +20,7 @@ from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation import embed as parts
 from ssl_zoo.evaluation.embedded import read_embedding, same
 from ssl_zoo.evaluation.features import Subject
+from ssl_zoo.overrides import override
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

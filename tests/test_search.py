@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ssl_zoo
-from ssl_zoo.config import override
 from ssl_zoo.embedding import check_embed, embed, embed_config
 from ssl_zoo.errors import UserError
 from ssl_zoo.evaluation import duplicates
+from ssl_zoo.overrides import override
 from ssl_zoo.reports.search import write_csv
 from ssl_zoo.searching import check_search, search, search_config
 
