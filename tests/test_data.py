@@ -420,10 +420,10 @@ def test_held_out_images_take_the_place_of_the_test_split():
     assert not them & {x.numpy().tobytes() for x in data.train.pixels}
 
 
-def hub(folder, classes, image, label):
+def hub(folder, classes, image, label, side=32):
     """A data set of one training image for each class and two test images, in columns as the hub calls them."""
     for split, rows in (("train", classes), ("test", 2)):
-        pictures = [{"bytes": picture((i, 0, 0), size=(32, 32)), "path": None} for i in range(rows)]
+        pictures = [{"bytes": picture((i, 0, 0), size=(side, side)), "path": None} for i in range(rows)]
         table = pa.table({image: pictures, label: list(range(rows))})
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
@@ -457,6 +457,14 @@ def test_other_columns_than_those_of_cifar_are_named(tmp_path):
     hub(tmp_path, 10, "pixels", "labels")
     with pytest.raises(UserError, match="columns pixels, labels, where image or img and label or fine_label are needed"):
         Torchvision("CIFAR10", str(tmp_path))
+
+
+def test_digits_are_not_taken_for_cifar(tmp_path):
+    hub(tmp_path, 10, "image", "label", side=28)
+    with pytest.raises(UserError, match="files of images of 28 px, where 32 px are needed for CIFAR10: use dataset=parquet"):
+        Torchvision("CIFAR10", str(tmp_path), cache=str(tmp_path / "cache")).load("train")
+    with pytest.raises(UserError, match="where 96 px are needed for STL10"):
+        Torchvision("STL10", str(tmp_path), 28, cache=str(tmp_path / "cache")).load("train")
 
 
 def test_parquet_files_beside_a_download_are_another_data_set(tmp_path):

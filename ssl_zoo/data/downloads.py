@@ -13,7 +13,7 @@ from ssl_zoo.data.images import Images
 from ssl_zoo.data.parquet import Parquet
 from ssl_zoo.errors import UserError
 
-CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "STL10": 10}
+KNOWN = {"CIFAR10": (10, 32), "CIFAR100": (100, 32), "STL10": (10, 96)}  # classes, pixels of a side
 COLUMNS = (("image", "img"), ("label", "fine_label"))  # of images and labels on the hub
 
 
@@ -26,7 +26,7 @@ class Torchvision:
     def __init__(
         self, name: str, path: str | None = None, image_size: int = 32, cache: str | None = None, decoded: bool | str = "auto"
     ) -> None:
-        if name not in CLASSES:
+        if name not in KNOWN:
             raise UserError(f"dataset.name={name} does not work: it takes CIFAR10, CIFAR100 or STL10.")
         self.name, self.image_size = name, image_size
         self.path = Path(path).expanduser() if path else cache_dir(cache) / "downloads"
@@ -75,6 +75,10 @@ class Torchvision:
         return UserError(f"dataset.path={self.path} holds parquet files of {found} for {self.name}: use dataset=parquet for other images.")
 
     def _checked(self, images: Images) -> Images:
-        if images.num_classes != CLASSES[self.name]:
-            raise self._other(f"{images.num_classes} classes, where {CLASSES[self.name]} are needed")
+        classes, side = KNOWN[self.name]
+        if images.num_classes != classes:
+            raise self._other(f"{images.num_classes} classes, where {classes} are needed")
+        found = self.parquet.side() if self.parquet else side
+        if found != side:
+            raise self._other(f"images of {found} px, where {side} px are needed")
         return images
