@@ -1,7 +1,7 @@
 """docs/results.md: what the suites of CIFAR-10 gave, from the run folders that `ssl-zoo benchmark` leaves.
 
     ssl-zoo benchmark suite=cifar10_resnet18_200ep
-    python benchmarks/results.py runs/cifar10_resnet18_200ep [runs/cifar10_tiny_20k ...]
+    python benchmarks/results.py runs/cifar10_resnet18_200ep [runs/cifar10_tiny_20ep ...]
 
 Each folder's finished runs go to docs/results/<name of the folder>.json, and the page is written anew from all that lie there. Folders
 whose runs hold training images out (data.held_out) are where settings were chosen: they become the lists of what was tried.
@@ -121,6 +121,8 @@ HEAD = """# Measured on CIFAR-10
 Written by `python benchmarks/results.py` from the files named below, each of which lists its runs with command, seed, commit and numbers.
 The images are CIFAR-10's, read from parquet files whose pictures are JPEG: training and test images have lost what JPEG loses, so these
 numbers are a little below those on the original pixels. Nothing was chosen on the test images: see [What was tried](#what-was-tried).
+Minutes and images/s on the CPU are of two runs side by side on two cores that did other work at times: they tell how long a table takes,
+not which method is faster.
 """
 NEXT = """## What is next
 
@@ -128,8 +130,8 @@ NEXT = """## What is next
   not tuned yet: they are of papers that have a CIFAR-10 run, else of common practice, as each says. Tried are half and twice the rate, and
   the other crops. With `tiny`, crops from 0.2 on instead of 0.08 gave MoCo v3 3.1, VICReg with SGD 1.4, Barlow Twins 0.9 and SimCLR 0.7
   points more, and BYOL at momentum 0.97 none.
-- DINO is the lowest here: SGD, and few prototypes with a fast teacher and smaller crops, collapsed. Its recipe for ResNet-18 has SGD, so a
-  run with AdamW belongs beside it, and is in that suite.
+- DINO and BYOL are the lowest here. DINO with SGD, and with few prototypes, a fast teacher and smaller crops, collapsed; its recipe for
+  ResNet-18 has SGD, so a run with AdamW belongs beside it, and is in that suite.
 - BYOL and SimSiam want long training: lightly's published numbers for them gain 4 and 14 points from 200 to 800 epochs, those of SimCLR 3.
   In a table of few epochs they stand low for that reason.
 - The recipes that end in `-fast` are put together from parts that each save time; the times to 85 and 90 % are to be measured.
