@@ -35,6 +35,8 @@ class Torchvision:
     def load(self, split: str) -> Images:
         """The "train" or "test" images."""
         if self.parquet:
+            if split == "train" and (side := self.parquet.side()) not in (None, KNOWN[self.name][1]):
+                raise self._other(f"images of {side} px, where {KNOWN[self.name][1]} px are needed")
             return self._checked(self.parquet.load(split))
         options = {"split": "train+unlabeled" if split == "train" else "test"} if self.name == "STL10" else {"train": split == "train"}
         try:
@@ -75,10 +77,7 @@ class Torchvision:
         return UserError(f"dataset.path={self.path} holds parquet files of {found} for {self.name}: use dataset=parquet for other images.")
 
     def _checked(self, images: Images) -> Images:
-        classes, side = KNOWN[self.name]
+        classes, _ = KNOWN[self.name]
         if images.num_classes != classes:
             raise self._other(f"{images.num_classes} classes, where {classes} are needed")
-        found = self.parquet.side() if self.parquet else side
-        if found != side:
-            raise self._other(f"images of {found} px, where {side} px are needed")
         return images

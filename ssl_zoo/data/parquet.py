@@ -20,7 +20,7 @@ from ssl_zoo.data.decode import cache_dir, decode
 from ssl_zoo.data.encoded import BLOCKS, read_file
 from ssl_zoo.data.images import TEST_NAMES, Images, first_labelled, held_out
 from ssl_zoo.data.labels import Classes
-from ssl_zoo.data.pixels import sizes
+from ssl_zoo.data.pixels import shorter_side
 from ssl_zoo.errors import UserError
 
 GROUPS = 2 * BLOCKS  # row groups in memory at a time: those that an epoch mixes, and the next
@@ -73,9 +73,9 @@ class Parquet:
         train, test = held_out(len(images), self.test_share)
         return images.take(train if split == "train" else test)
 
-    def side(self) -> int:
-        """Pixels of the shorter side of the training images as they lie in the files (224 for more than 128)."""
-        return sizes(Rows(self.train_files, self.columns[0]))[0]
+    def side(self) -> int | None:
+        """Pixels of the shorter side of the training images as they lie in the files; None where none can be read."""
+        return shorter_side(Rows(self.train_files, self.columns[0]))
 
     @functools.cache  # noqa: B019 - a source lives as long as its run
     def _load(self, files: tuple[Path, ...]) -> Images:

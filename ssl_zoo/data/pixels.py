@@ -66,18 +66,21 @@ def fit(image: Image.Image, canvas: int) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def sizes(files: Encoded) -> tuple[int, int]:
-    """(size of a view, canvas) that suit these files: their own shorter side up to 128 px, else 224 cut from 256."""
+def shorter_side(files: Encoded) -> int | None:
+    """The median over a sample, in pixels; None where none can be read."""
     found = []
     for row in sample(len(files), files.blocks, 64).tolist():
         try:
             found.append(min(opened(files.read(row)).size))
         except UNREADABLE:
             continue
-    if not found:
-        return 224, 256
-    typical = sorted(found)[len(found) // 2]
-    return (typical, typical) if typical <= SMALL else (224, 256)
+    return sorted(found)[len(found) // 2] if found else None
+
+
+def sizes(files: Encoded) -> tuple[int, int]:
+    """(size of a view, canvas) that suit these files: their own shorter side up to 128 px, else 224 cut from 256."""
+    typical = shorter_side(files)
+    return (typical, typical) if typical and typical <= SMALL else (224, 256)
 
 
 def canvas_for(image_size: int) -> int:
