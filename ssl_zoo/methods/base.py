@@ -16,6 +16,8 @@ from ssl_zoo.nn.chunked import in_chunks, limit
 from ssl_zoo.optim.build import build_optimizer
 from ssl_zoo.optim.schedules import cosine, schedule
 
+FUSED = ("cpu", "cuda")  # devices on which an optimizer is one kernel for all parameters
+
 
 class Method(L.LightningModule):
     """A self-supervised method. A subclass builds its heads in `__init__` and implements `step`.
@@ -165,7 +167,7 @@ class Method(L.LightningModule):
             raise ValueError("This method was built without an optimizer: pass optimizer=dict(name=..., base_lr=..., ...).")
         c = self.optimizer_config
         total = int(self.trainer.estimated_stepping_batches)
-        fused = self.device.type in ("cpu", "cuda") and not str(self.trainer.precision).startswith("16")  # a GradScaler comes between
+        fused = self.device.type in FUSED and not str(self.trainer.precision).startswith("16")  # a GradScaler comes between
         scale = self.global_batch / 256 if c.get("scale_lr", True) else 1.0
         optimizer = build_optimizer(self, c, scale, self.fixed_lr_modules(), fused)
         optimizer.register_step_post_hook(self._step_taken)
