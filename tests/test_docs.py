@@ -267,8 +267,9 @@ def test_seeds_of_different_configs_make_no_mean(tmp_path, monkeypatch):
 
 def test_of_seeds_the_page_tells_which_ranks_are_not_apart():
     results = _results()
-    groups = {k: [{"final": {"knn_top1": v}} for v in seeds] for k, seeds in {"a": (50, 52), "b": (49, 51), "c": (40, 41)}.items()}
-    assert results.not_apart(groups) == ["a and b"]
+    found = {"a": (50, 52), "b": (49, 51), "c": (40, 41), "d": (39.0, 39.8), "e": (35, 38)}
+    groups = {k: [{"final": {"knn_top1": v}, "data": {"test": 10_000}} for v in seeds] for k, seeds in found.items()}
+    assert results.not_apart(groups) == ["a and b", "c and d"]  # these by less than the standard error, 0.49
     assert results.spread([50.0, 52.0]) == "51.0 ± 1.4"
     assert results.spread([50.04]) == "50.0"
     assert results.spread([]) == ""
