@@ -226,6 +226,20 @@ def test_what_crops_gave_is_what_was_measured():
     assert abs(found["byol"]) < 0.05
 
 
+def test_what_small_views_first_gave_is_what_was_measured():
+    runs = {(r["method"], r["variant"]): r for r in SUITES["tune_cifar10_tiny_early"]}
+    knn = {k: r["final"]["knn_top1"] for k, r in runs.items()}
+    took = {k: r["curve"][2]["training_s"] - r["curve"][0]["training_s"] for k, r in runs.items()}  # epochs 2 and 3
+    methods = {m for m, _ in runs}
+    early = [(m, "24 px first") for m in methods]
+    ratios = [took[e] / took[e[0], ""] for e in early]
+    than_same, than_five = ([knn[e] - knn[e[0], other] for e in early] for other in ("", "five epochs"))
+    told = " ".join(_results().NEXT.split())
+    assert f"took {min(ratios):.2f} to {max(ratios):.2f} of the time" in told
+    assert f"kNN was {-min(than_same):.1f} below to {max(than_same):.1f} above that of as many" in told
+    assert f"and {-min(than_five):.1f} below to {max(than_five):.1f} above that of five" in told
+
+
 def _made(tmp_path, monkeypatch, **of):
     """What results.py writes of runs of 3 epochs that are given as {folder: (words, more of the summary)}."""
     results = _results()
