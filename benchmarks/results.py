@@ -142,7 +142,7 @@ NEXT = """## What is next
 - SimSiam wants long training: lightly's published numbers for it gain 14 points from 200 to 800 epochs, those of SimCLR 3, of BYOL 4.
 - Small views first pay little with `tiny` (`tune_cifar10_tiny_early`): an epoch at 24 px took 0.79 to 0.86 of the time of one at 32 px,
   not the 0.56 of its operations; kNN was 1.0 below to 0.8 above that of as many epochs without, and 0.2 below to 1.9 above that of five.
-  In runs this short, compiling for the second size takes longer than that saves.
+  Where the second size was compiled for the first time (SimCLR, BYOL), that took longer than it saved in so short a run.
 - The recipes that end in `-fast` are put together from such parts for ResNet-18, where operations count for more; the times to 85 and
   90 % are to be measured on a GPU.
 """

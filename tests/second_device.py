@@ -127,7 +127,7 @@ class Generator(torch._C.Generator):
         self.there = there(device)
 
 
-class Module(backend_registration._DummyBackendModule):
+class Module(getattr(backend_registration, "_DummyBackendModule", object)):
     def get_amp_supported_dtype(self):
         return [torch.bfloat16, torch.float16]
 
